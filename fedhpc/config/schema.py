@@ -1,0 +1,311 @@
+"""What a run can be told: one pydantic model per section of a YAML file.
+
+This package imports no torch, so that ``fedhpc check FILE`` answers in under a second on a login node. The text under
+a field is its help. A key that would have no effect is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.section import Section
+
+Split = Literal["train", "val", "test"]
+
+
+class PhantomConfig(Section):
+    """Generated chest-like pictures with matching sentences (``fedhpc pack phantom``). Not real data."""
+
+    num_patients: int = Field(600, ge=10)
+    """Patients in the whole set; each has one or two pictures."""
+    num_sites: int = Field(5, ge=1, le=26)
+    """Sites that differ in scanner look, prevalence of findings and wording."""
+    image_size: int = Field(64, ge=16)
+    """Height and width in pixels."""
+    random_seed: int = 0
+    """Seed of the generator; the same seed gives the same file."""
+    vocab_size: int = Field(400, ge=50)
+    """Entries of the WordPiece tokenizer that is trained on the sentences."""
+    max_tokens: int = Field(32, ge=4)
+    """Tokens a sentence is cut or padded to."""
+
+
+class DataConfig(Section):
+    """Which packed file is read, and how its rows become batches."""
+
+    path: Path | None = None
+    """HDF5 file written by ``fedhpc pack``. Relative paths start at the working directory."""
+    phantom: PhantomConfig | None = None
+    """Generate the phantom set instead: once, into ``data/``, or at `path` where that is given."""
+    label: str | None = None
+    """Label column that a classifier learns. Required by `model.kind: classifier`."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Cut token sequences to this length; the length in the file when not set."""
+    image_mean: tuple[float, ...] = (0.5,)
+    """Per-channel mean subtracted after scaling pixels to [0, 1]; one value serves all channels."""
+    image_std: tuple[float, ...] = (0.5,)
+    """Per-channel standard deviation; one value serves all channels."""
+    random_crop: int = Field(0, ge=0)
+    """Training pictures are padded by this many pixels (edge values) and cropped back at random. 0: off."""
+    random_flip: bool = False
+    """Mirror training pictures left to right at random. Not for chest X-rays, where sides matter."""
+    memory_mib: int = Field(4096, ge=1)
+    """Columns whose decoded size fits are held in memory; larger ones are read in chunk order with a shuffle buffer."""
+
+    @model_validator(mode="after")
+    def _has_source(self) -> DataConfig:
+        if self.path is None and self.phantom is None:
+            raise ValueError("nothing to read: set data.path to a packed file, or data.phantom: {} for generated data")
+        return self
+
+
+class IidPartition(Section):
+    """Patients are dealt to clients at random in equal numbers."""
+
+    kind: Literal["iid"] = "iid"
+    num_clients: int = Field(ge=1)
+    min_examples: int = Field(1, ge=1)
+    """Refuse a client with fewer training rows."""
+
+
+class DirichletPartition(Section):
+    """Each class of `label` is dealt in proportions drawn from Dirichlet(alpha): small alpha, strong skew."""
+
+    kind: Literal["dirichlet"]
+    num_clients: int = Field(ge=1)
+    label: str
+    """Label column of the file."""
+    alpha: float = Field(gt=0)
+    min_examples: int = Field(1, ge=1)
+    """Redraw (100 times at most) until every client has this many training rows."""
+
+
+class ColumnPartition(Section):
+    """One client for each value of a column: natural hospitals with ``column: site``."""
+
+    kind: Literal["column"]
+    column: str = "site"
+    """``site`` or a label column."""
+    min_examples: int = Field(1, ge=1)
+    """Refuse a client with fewer training rows."""
+
+
+class QuantityPartition(Section):
+    """Client sizes drawn from Dirichlet(alpha), labels mixed alike: quantity skew."""
+
+    kind: Literal["quantity"]
+    num_clients: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    min_examples: int = Field(1, ge=1)
+    """Redraw (100 times at most) until every client has this many training rows."""
+
+
+Partition = Annotated[
+    IidPartition | DirichletPartition | ColumnPartition | QuantityPartition, Field(discriminator="kind")
+]
+
+
+class EncoderConfig(Section):
+    """An encoder from timm (image) or transformers (text)."""
+
+    name: str
+    """timm model name, or transformers model type (``bert``), or - for either - what `pretrained` points to."""
+    pretrained: str | None = None
+    """Local folder or hub id whose weights are loaded; random weights when not set."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to ``timm.create_model`` or to the transformers config (``hidden_size: 64``)."""
+    freeze: bool = False
+    """Keep the weights as they are. A frozen parameter crosses no wire."""
+
+
+class DualEncoderConfig(Section):
+    """Image and text encoders, an alignment block and a projection head each, one temperature (FedDRA, A.2)."""
+
+    kind: Literal["dual_encoder"]
+    image: EncoderConfig
+    text: EncoderConfig
+    align: bool = True
+    """One transformer block after each encoder. False: heads read the encoders' features directly."""
+    align_heads: int = Field(4, ge=1)
+    """Attention heads of the alignment blocks; must divide both encoders' widths."""
+    head_hidden: int = Field(2048, ge=1)
+    """Hidden width of the projection heads."""
+    embed_dim: int = Field(128, ge=2)
+    """Width of the joint space."""
+    head_norm: Literal["batch", "layer"] = "batch"
+    """Normalisation in the projection heads; the paper's is batch."""
+    temperature: float = Field(0.07, gt=0)
+    """Similarities are divided by it."""
+    learn_temperature: bool = False
+    """Train the temperature (as its logarithm, a block of shape [1]); the paper keeps it fixed."""
+
+
+class ClassifierConfig(Section):
+    """One image network with a class for each value of `data.label`."""
+
+    kind: Literal["classifier"]
+    image: EncoderConfig
+    """A timm name, or ``cnn`` / ``cnn_tiny``: the two networks of the throughput benchmark."""
+    head_dropout: float = Field(0.0, ge=0, lt=1)
+
+
+Model = Annotated[DualEncoderConfig | ClassifierConfig, Field(discriminator="kind")]
+
+
+class OptimizerConfig(Section):
+    """The local optimizer of every client. It starts anew in each round unless `keep_state`."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """SGD only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam and AdamW only."""
+    eps: float = Field(1e-8, gt=0)
+    """Adam and AdamW only."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate over the whole run: cosine and linear fall to zero at the last step of the last round."""
+    warmup_rounds: float = Field(0.0, ge=0)
+    """The learning rate rises linearly from zero over this many rounds."""
+    keep_state: bool | None = None
+    """Carry moments from round to round in client state. Default: only where a client never receives new weights
+    (`local`, `centralised`)."""
+
+    @model_validator(mode="after")
+    def _no_idle_keys(self) -> OptimizerConfig:
+        given = self.model_fields_set
+        idle = given & ({"betas", "eps"} if self.name == "sgd" else {"momentum"})
+        if idle:
+            raise ValueError(f"{', '.join(sorted(idle))} has no effect with name: {self.name}; remove it")
+        return self
+
+
+class FitConfig(Section):
+    """What a client does in its turn: a budget in steps or epochs, and how a step is made."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps a round. Set this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the client's training rows a round. Set this or `steps`."""
+    batch_size: int = Field(32, ge=1)
+    drop_last: bool = True
+    """Leave out an epoch's last, smaller batch (unless it is the only one)."""
+    optimizer: OptimizerConfig
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale gradients down to this L2 norm."""
+    accumulate: int = Field(1, ge=1)
+    """Batches whose gradients are averaged in one optimizer step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; weights and the exchange stay float32."""
+    channels_last: bool = True
+    """Memory format of pictures and convolutions."""
+    compile: bool = False
+    """torch.compile the model. Pays on large models only."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> FitConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of fit.steps and fit.epochs")
+        return self
+
+
+class CohortConfig(Section):
+    """Which clients take part in a round: a pure function of (random_seed, round)."""
+
+    size: int | None = Field(None, ge=1)
+    """Clients a round, drawn without replacement. All of them when neither is set."""
+    fraction: float | None = Field(None, gt=0, le=1)
+    """The same as a share of all clients (rounded, at least one)."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CohortConfig:
+        if self.size is not None and self.fraction is not None:
+            raise ValueError("set cohort.size or cohort.fraction, not both")
+        return self
+
+
+class AggregationConfig(Section):
+    """How contributions are summed over clients."""
+
+    arithmetic: Literal["fixed_point", "float32"] = "fixed_point"
+    """fixed_point: exact 64-bit integer sums, so any number of ranks gives the same bits. float32: half the bytes."""
+    fraction_bits: int = Field(32, ge=8, le=52)
+    """Bits behind the binary point. Fewer bits leave more range for large weights or values."""
+    bucket_mib: int = Field(256, ge=1)
+    """Contributions travel in buckets of this size."""
+    local_blocks: list[str] = Field(default_factory=list)
+    """Patterns (``*norm*``) of tensors that stay at their client and are never exchanged (FedBN)."""
+
+
+class EvaluationConfig(Section):
+    """Per-client evaluation of the shared model (or of the clients' own, where a method shares none)."""
+
+    every: int | None = Field(None, ge=1)
+    """Evaluate on `split` after every this many rounds. Not set: only at the end."""
+    split: Literal["val", "test"] = "val"
+    final_split: Literal["val", "test"] = "test"
+    """Split of the last evaluation, the one in the final table."""
+    batch_size: int = Field(64, ge=2)
+    """Also the candidate pool of in-batch retrieval."""
+    match: list[str] | None = None
+    """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
+
+
+class MeshConfig(Section):
+    """Ranks = slots (axis client) x shard."""
+
+    shard: Literal[1] = 1
+    """Ranks that train one client together. This version has 1."""
+
+
+class RuntimeConfig(Section):
+    """The process: device, threads, patience."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads_per_rank: int = Field(1, ge=1)
+    """CPU threads of each rank. Results on CPU change with it, so it is never derived from the number of ranks."""
+    timeout_s: float = Field(300.0, gt=0)
+    """A rank that is silent for this long takes the job down."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints in RUN_DIR/checkpoints, written to a temporary name and renamed."""
+
+    every: int = Field(1, ge=1)
+    """Rounds between checkpoints; the last round always writes one."""
+    keep: int = Field(2, ge=1)
+    """The newest this many are kept."""
+
+
+class ReportConfig(Section):
+    """What rank 0 writes for people."""
+
+    tensorboard: bool = True
+    plots: bool = True
+    """PNG curves in RUN_DIR/plots at the end."""
+
+
+class RunConfig(Section):
+    """A whole run. `fedhpc run FILE.yaml [dotted.key=value ...]`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run folder runs/NAME unless --run-dir is given."""
+    random_seed: int = Field(0, ge=0, lt=2**63)
+    rounds: int = Field(ge=1)
+    data: DataConfig
+    partition: Partition
+    model: Model
+    fit: FitConfig
+    algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
+    cohort: CohortConfig = Field(default_factory=CohortConfig)
+    aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
