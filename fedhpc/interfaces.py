@@ -101,6 +101,19 @@ class Block(Mapping[str, Tensor]):
 Blocks = Mapping[BlockName, Block]
 
 
+# ----------------------------------------------------------------------------------------------------------- data
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of the data to be built: identical on every rank."""
+
+    image_channels: int = 0  # 0: the set has no pictures
+    image_size: tuple[int, int] = (0, 0)  # height, width in pixels
+    vocab_size: int = 0  # 0: the set has no text
+    max_tokens: int = 0
+    pad_token: int = 0
+    num_classes: int = 0  # of data.label; 0 when none is learned
+
+
 # -------------------------------------------------------------------------------------------------------- clients
 @dataclass(frozen=True)
 class Budget:
