@@ -1,0 +1,1 @@
+"""Collectives over tensors and ranks. The only package, with client/zero.py and runtime.py, that imports torch.distributed."""

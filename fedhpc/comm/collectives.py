@@ -1,0 +1,72 @@
+"""The few collectives that everything else is built on. With one rank each is a no-op: one code path for 1 and N ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fedhpc.comm.ledger import Ledger, Operation
+from fedhpc.comm.mesh import Mesh
+
+
+class RankLost(RuntimeError):
+    """A collective failed because a rank is gone or silent."""
+
+
+class Collectives:
+    """Sums and rows along axis "client". Called by every rank, in the same order."""
+
+    def __init__(self, mesh: Mesh, ledger: Ledger, bucket_bytes: int) -> None:
+        self.mesh = mesh
+        self.ledger = ledger
+        self.bucket_bytes = bucket_bytes
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """In-place sum over slots, of any dtype."""
+        for _ in self.all_sum_buckets(tensor):
+            pass
+        return tensor
+
+    def all_sum_buckets(self, flat: Tensor) -> Iterator[Tensor]:
+        """In-place sum of a 1-D tensor; yields each bucket when it is complete, while later ones are still under way."""
+        buckets = flat.reshape(-1).split(max(self.bucket_bytes // flat.element_size(), 1)) if flat.numel() else ()
+        if self.mesh.group is None:
+            yield from buckets
+            return
+        try:
+            works = [dist.all_reduce(b, group=self.mesh.group, async_op=True) for b in buckets]
+            for bucket, work in zip(buckets, works, strict=True):
+                work.wait()
+                yield bucket
+        except RuntimeError as error:  # gloo and nccl report a lost peer so
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+
+    def all_rows(
+        self,
+        rows: dict[int, Tensor],
+        num_rows: int,
+        shape: Sequence[int],
+        device: torch.device,
+        *,
+        operation: Operation,
+        what: str,
+        revealed: tuple[str, ...] = (),
+    ) -> Tensor:
+        """Everybody's rows at their places: float64 [num_rows, *shape]. Each row is known to one rank alone, so adding
+        the others' zeros is exact."""
+        table = torch.zeros(num_rows, *shape, dtype=torch.float64, device=device)
+        for index, row in rows.items():
+            table[index] = row
+        with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed):
+            self.all_sum(table)
+        return table
+
+    def barrier(self) -> None:
+        if self.mesh.group is not None:
+            try:
+                dist.barrier(group=self.mesh.group)
+            except RuntimeError as error:
+                raise RankLost(f"a barrier over {self.mesh.world} ranks failed: {error}") from error

@@ -1,0 +1,81 @@
+"""64-bit fixed point: sums of integers do not depend on their order, so they do not depend on the number of ranks.
+
+A value x with weight w is encoded as round(w * x * 2^fraction_bits). Whether the sum of all terms fits into 63 bits is
+checked before anything is encoded.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 15  # elements worked on at a time on a CPU: 128 KiB of float32 and 256 KiB of int64 stay in cache
+
+
+def as_float32(weight: float) -> float:
+    """Weights are rounded to float32 once, so that numerator and denominator of a mean use the same number."""
+    return float(struct.unpack("f", struct.pack("f", weight))[0])
+
+
+class FixedPoint:
+    """Encodes terms of a sum of at most `max_terms` terms.
+
+    Raises, in `add`, ValueError when a term is not finite or out of range.
+    """
+
+    def __init__(self, fraction_bits: int, max_terms: int) -> None:
+        self.fraction_bits = fraction_bits
+        self.scale = math.ldexp(1.0, fraction_bits)
+        # Each term stays below its share of the range; the last bit is left for rounding.
+        self.limit = math.ldexp(1.0, 62 - fraction_bits) / max(max_terms, 1)
+
+    def add(self, total: Tensor, values: Tensor, weight: float, name: str) -> None:
+        """total += encode(weight * values), in place.
+
+        Args:
+            total: int64 [n].
+            values: float32 or float64 [n], on the same device.
+            weight: a float that float32 holds exactly (see `as_float32`).
+            name: of the block, for the error.
+        """
+        step = CHUNK if total.device.type == "cpu" else max(total.numel(), 1)
+        factor = weight * self.scale
+        bound = self.limit / abs(weight) if weight else math.inf
+        for part, terms in zip(total.split(step), values.split(step), strict=True):
+            low, high = torch.aminmax(terms)
+            if not (-bound <= float(low) and float(high) <= bound):  # NaN fails here too
+                self._refuse(values, weight, name)
+            part.add_((terms * factor).round_().to(torch.int64))
+
+    def encode_scalar(self, value: float) -> int:
+        if not abs(value) <= self.limit:
+            self._refuse(torch.tensor([value], dtype=torch.float64), 1.0, "a scalar")
+        return round(value * self.scale)
+
+    def decode(self, total: Tensor) -> Tensor:
+        """float64 with the shape of total."""
+        return total.to(torch.float64) / self.scale
+
+    def _refuse(self, values: Tensor, weight: float, name: str) -> None:
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"{name}: a contribution to the sum is not finite. Training diverged: lower fit.optimizer.learning_rate, "
+                "or set fit.clip_norm"
+            )
+        largest = float(values.abs().max()) * abs(weight)
+        bits = math.floor(62 - math.log2(largest * math.ldexp(1.0, 62 - self.fraction_bits) / self.limit))
+        raise ValueError(
+            f"{name}: a weighted contribution of {largest:.3g} does not fit into the exact sum, whose range at "
+            f"aggregation.fraction_bits: {self.fraction_bits} is {self.limit:.3g} a client. "
+            f"Set aggregation.fraction_bits: {max(bits, 0)}, or aggregation.arithmetic: float32"
+        )
+
+
+def mean_into(out: Tensor, total: Tensor, weight_total: int) -> None:
+    """out = total / weight_total: float32 [n] from int64 [n]; both sides carry the same power of two, so it cancels."""
+    step = CHUNK if total.device.type == "cpu" else max(total.numel(), 1)
+    for part, encoded in zip(out.split(step), total.split(step), strict=True):
+        part.copy_(encoded.to(torch.float64).div_(float(weight_total)))

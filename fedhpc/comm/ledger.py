@@ -1,0 +1,49 @@
+"""The ledger: what was exchanged, how many bytes, how long it took, and what was revealed. Nothing crosses without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+Operation = Literal["reduce", "mean", "sum", "gather", "placement", "evaluation", "digest"]
+
+
+@dataclass
+class Entry:
+    """One exchange, as this rank saw it."""
+
+    operation: Operation
+    what: str  # names of the blocks, or of the value
+    num_bytes: int  # handed to collectives by this rank
+    seconds: float  # from hand-over to result, waiting for slower ranks included
+    revealed: tuple[str, ...] = ()  # names of per-client values that all ranks saw
+
+
+class Ledger:
+    """Collects entries; `close_round` hands out a round's total and starts the next page."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    @contextmanager
+    def entry(self, operation: Operation, what: str, num_bytes: int, revealed: tuple[str, ...] = ()) -> Iterator[Entry]:
+        start = perf_counter()
+        entry = Entry(operation, what, num_bytes, 0.0, revealed)
+        yield entry
+        entry.seconds = perf_counter() - start
+        self.entries.append(entry)
+
+    def close_round(self, index: int) -> dict[str, Any]:
+        """One JSON-ready page: totals of the round and its entries."""
+        page = {
+            "round": index,
+            "bytes": sum(e.num_bytes for e in self.entries),
+            "seconds": sum(e.seconds for e in self.entries),
+            "revealed": sorted({name for e in self.entries for name in e.revealed}),
+            "entries": [asdict(e) for e in self.entries],
+        }
+        self.entries = []
+        return page
