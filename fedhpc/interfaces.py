@@ -194,7 +194,11 @@ class Client(Protocol):
         Raises FloatingPointError, with the client's id, when the loss is not finite.
         """
 
-    def evaluate(self, split: Split) -> EvalReport: ...
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """Its rows in order, without augmentation."""
+
+    def evaluate(self, split: Split) -> EvalReport:
+        """Score its present weights on its own rows."""
 
     def forward(self, batch: Batch, output: str) -> Tensor:
         """One named output of the model in eval mode, without gradients: "image", "text", "logits", ..."""

@@ -33,8 +33,8 @@ class FedOptConfig(Section):
 
     name: Literal["fedopt"]
     server_optimizer: Literal["momentum", "adam", "yogi"] = "adam"
-    server_learning_rate: float = Field(0.01, gt=0)
-    """Step size eta of the server."""
+    server_learning_rate: float | None = Field(None, gt=0)
+    """Step size eta of the server. Default: 1 for momentum (then beta1: 0 is FedAvg), 0.01 for Adam and Yogi."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the first moment; the momentum of `momentum`."""
     beta2: float = Field(0.99, ge=0, lt=1)
@@ -42,6 +42,12 @@ class FedOptConfig(Section):
     tau: float = Field(1e-3, gt=0)
     """Degree of adaptivity: added to the root of the second moment. Adam and Yogi only."""
     weight: ClientWeight = "examples"
+
+    @property
+    def learning_rate(self) -> float:
+        if self.server_learning_rate is not None:
+            return self.server_learning_rate
+        return 1.0 if self.server_optimizer == "momentum" else 0.01
 
 
 class LocalConfig(Section):

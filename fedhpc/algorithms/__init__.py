@@ -1,0 +1,1 @@
+"""One federated method a file: one round, written over per-client values."""

@@ -1,0 +1,1 @@
+"""One data owner, and the engine that it steps on."""

@@ -1,0 +1,199 @@
+"""One data owner: its rows, its state, and the turn that it takes on a slot's engine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedhpc.client.engine import Engine, learning_rate_at
+from fedhpc.data.batches import BatchMaker, batch_sizes
+from fedhpc.interfaces import (
+    Batch,
+    Block,
+    BlockName,
+    Blocks,
+    Budget,
+    ClientId,
+    ClientState,
+    EvalReport,
+    FitReport,
+    GradientTerm,
+    Objective,
+    Split,
+)
+
+LOCAL_STATE = "fedhpc/local"  # its local blocks (aggregation.local_blocks)
+OPTIMIZER_STATE = "fedhpc/optimizer"
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed from (random_seed, round, client, ...): never from the rank. 63 bits."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row numbers of one client, int64, by split."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+    def of(self, split: Split) -> Tensor:
+        rows: Tensor = getattr(self, split)
+        return rows
+
+
+@dataclass
+class Turn:
+    """Where the run stands while a client has its turn; randomness comes from here."""
+
+    random_seed: int
+    round: int
+    rounds: int
+    fits: int = field(default=0)  # calls of `fit` so far in this turn
+
+
+class DataClient:
+    """Implements interfaces.Client for a client that one rank trains alone."""
+
+    def __init__(
+        self,
+        id: ClientId,
+        site: str,
+        rows: Rows,
+        modalities: frozenset[str],
+        engine: Engine,
+        batch_maker: BatchMaker,
+        state: ClientState,
+        turn: Turn,
+        keep_optimizer: bool,
+        score: Callable[[DataClient, Split], EvalReport],
+    ) -> None:
+        self.id = id
+        self.site = site
+        self.modalities = modalities
+        self.num_examples = len(rows.train)
+        self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
+        self.state = state
+        self._rows = rows
+        self._engine = engine
+        self._batch_maker = batch_maker
+        self._turn = turn
+        self._keep_optimizer = keep_optimizer
+        self._score = score
+        torch.manual_seed(derived_seed(turn.random_seed, turn.round, id, "turn"))
+
+    def load(self, shared: Blocks) -> None:
+        weights = self._engine.weights
+        weights.load(shared)
+        if weights.local:
+            weights.load(self.state.get(LOCAL_STATE) or self._engine.first_local)
+
+    def read(self) -> Blocks:
+        return self._engine.weights.shared
+
+    def update(self, since: Blocks) -> Blocks:
+        return self._engine.difference(since)
+
+    def fit(
+        self,
+        budget: Budget | None = None,
+        objective: Objective | None = None,
+        *,
+        batches: Iterable[Batch] | None = None,
+        train: Sequence[BlockName] | None = None,
+        lr_scale: Mapping[BlockName, float] | None = None,
+        gradient: GradientTerm | None = None,
+    ) -> FitReport:
+        start = time.perf_counter()
+        self._turn.fits += 1
+        turn, config = self._turn, self._engine.config
+        seed = derived_seed(turn.random_seed, turn.round, self.id, "fit", turn.fits)
+        torch.manual_seed(seed)
+        if batches is None:
+            steps = self.steps(budget)
+            generator = torch.Generator().manual_seed(seed)
+            batches = self._batch_maker.training(
+                self._rows.train, config.batch_size, steps * config.accumulate, config.drop_last, generator
+            )
+        else:
+            batches = list(batches)
+            steps = -(-len(batches) // config.accumulate)
+
+        def learning_rate(step: int) -> float:
+            return learning_rate_at(config.optimizer, turn.round + (step + 0.5) / max(steps, 1), turn.rounds)
+
+        loss, done, examples = self._engine.fit(
+            batches,
+            learning_rate,
+            objective,
+            train,
+            lr_scale,
+            gradient,
+            self.state.get(OPTIMIZER_STATE) if self._keep_optimizer else None,
+        )
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"client {self.id} ({self.site}): the loss became {loss} in round {turn.round}. Lower "
+                f"fit.optimizer.learning_rate ({config.optimizer.learning_rate:g}), set fit.clip_norm, "
+                "or use fit.precision: float32"
+            )
+        if self._keep_optimizer:
+            self.state[OPTIMIZER_STATE] = self._engine.optimizer_state(train)
+        if self._engine.weights.local:
+            self.state[LOCAL_STATE] = {name: block.clone() for name, block in self._engine.weights.local.items()}
+        return FitReport(loss, done, examples, time.perf_counter() - start)
+
+    def steps(self, budget: Budget | None = None) -> int:
+        """Optimizer steps that a budget (the config's when not given) comes to for this client's rows."""
+        config = self._engine.config
+        budget = budget or Budget(config.steps, config.epochs)
+        if budget.steps is not None:
+            return budget.steps
+        assert budget.epochs is not None, "a budget has steps or epochs"
+        per_epoch = len(batch_sizes(self.num_examples, config.batch_size, config.drop_last))
+        return max(1, math.ceil(budget.epochs * per_epoch / config.accumulate))
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        return self._batch_maker.ordered(self._rows.of(split), self._engine.config.batch_size)
+
+    def evaluate(self, split: Split) -> EvalReport:
+        return self._score(self, split)
+
+    def forward(self, batch: Batch, output: str) -> Tensor:
+        outputs = self.outputs(batch)
+        if output not in outputs:
+            raise ValueError(f"the model has no output {output!r}; it has {', '.join(sorted(outputs))}")
+        return outputs[output]
+
+    def outputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        """All outputs of the model in eval mode, without gradients."""
+        return self._engine.forward(batch)
+
+    def dot(self, a: Blocks, b: Blocks) -> float:
+        # float64: thousands of small products lose digits in float32.
+        return sum(
+            float(torch.dot(a[name].trainable.double(), b[name].trainable.double())) for name in sorted(a) if name in b
+        )
+
+
+def park(value: Any) -> Any:
+    """State moved to the CPU, for the time until the client's next turn."""
+    if isinstance(value, Block):
+        return Block(value.flat.cpu(), value.layout)
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, Mapping):
+        return {key: park(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [park(item) for item in value]
+    return value

@@ -1,0 +1,239 @@
+"""How a client steps on one device: one resident model, whose weights are turned over from client to client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedhpc.config.schema import FitConfig, OptimizerConfig
+from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Objective
+from fedhpc.models.blocks import FlatModel
+
+
+class Engine:
+    """A model, its optimizer and the loop over batches.
+
+    Args:
+        module: built and initialised, on the CPU. Moves to `device`.
+        objective: the loss when a client gives none of its own.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        config: FitConfig,
+        device: torch.device,
+        local_patterns: Iterable[str] = (),
+    ) -> None:
+        module = module.to(device)
+        if config.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = device
+        self.config = config
+        self.objective = objective
+        self.weights = FlatModel(module, local_patterns)
+        self.module = module
+        self._run: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
+        self._difference: dict[BlockName, Block] = {
+            name: block.new_zeros() for name, block in self.weights.shared.items()
+        }
+        # What a client's local blocks are before its first turn.
+        self.first_local = {name: block.clone() for name, block in self.weights.local.items()}
+        self._optimizers: dict[tuple[BlockName, ...], torch.optim.Optimizer] = {}
+        self._optimizer(tuple(self.weights.blocks))  # the first one is slow: pay before the first round
+
+    # ------------------------------------------------------------------------------------------------- weights
+    def difference(self, since: Blocks) -> dict[BlockName, Block]:
+        """Present weights minus `since`; overwritten by the next call."""
+        result = {}
+        for name, block in since.items():
+            if name in self._difference:
+                torch.sub(self.weights.blocks[name].flat, block.flat, out=self._difference[name].flat)
+                result[name] = self._difference[name]
+        return result
+
+    # ------------------------------------------------------------------------------------------------ training
+    def fit(
+        self,
+        batches: Iterable[Batch],
+        learning_rate: Callable[[int], float],
+        objective: Objective | None = None,
+        train: Sequence[BlockName] | None = None,
+        lr_scale: Mapping[BlockName, float] | None = None,
+        gradient: GradientTerm | None = None,
+        optimizer_state: Mapping[str, Any] | None = None,
+    ) -> tuple[float, int, int]:
+        """One optimizer step per `config.accumulate` batches.
+
+        Args:
+            learning_rate: step -> learning rate, before lr_scale.
+            optimizer_state: moments to go on with; without it they start from zero.
+
+        Returns:
+            Mean loss over batches (nan is possible: the caller knows whose it is), steps, examples.
+        """
+        moving = tuple(self.weights.blocks) if train is None else tuple(train)
+        objective = objective or self.objective
+        config = self.config
+        with self._training(moving):
+            optimizer = self._optimizer(moving)
+            optimizer.state.clear()
+            if optimizer_state is not None:
+                self._restore_optimizer(optimizer, optimizer_state)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            correction = Correction(self.weights, moving, gradient) if gradient is not None else None
+            scales = [(lr_scale or {}).get(group["block"], 1.0) for group in optimizer.param_groups]
+            total = torch.zeros((), device=self.device)
+            num_batches = steps = examples = 0
+            for group in groups_of(batches, config.accumulate):
+                for batch in group:
+                    with self._autocast():
+                        loss = objective(self._run, batch)
+                    (loss if len(group) == 1 else loss / len(group)).backward()  # type: ignore[no-untyped-call]
+                    total += loss.detach()
+                    examples += len(next(iter(batch.values())))
+                num_batches += len(group)
+                if correction is not None:
+                    correction.apply()
+                if config.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                rate = learning_rate(steps)
+                for param_group, scale in zip(optimizer.param_groups, scales, strict=True):
+                    param_group["lr"] = rate * scale
+                optimizer.step()
+                for parameter in parameters:
+                    parameter.grad = None
+                steps += 1
+        return float(total) / max(num_batches, 1), steps, examples
+
+    def optimizer_state(self, train: Sequence[BlockName] | None = None) -> dict[str, Any]:
+        """Moments after a fit, by parameter name, on the CPU."""
+        moving = tuple(self.weights.blocks) if train is None else tuple(train)
+        names = {id(p): n for n, p in self.module.named_parameters()}
+        return {
+            names[id(parameter)]: {key: value.cpu().clone() for key, value in state.items() if value is not None}
+            for parameter, state in self._optimizer(moving).state.items()
+        }
+
+    def _restore_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        parameters = dict(self.module.named_parameters())
+        for name, moments in state.items():
+            parameter = parameters[name]
+            optimizer.state[parameter] = {
+                # A step counter stays as it is; moments take the parameter's memory format, as the kernels demand.
+                key: value.to(self.device) if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
+                for key, value in moments.items()
+            }
+
+    def _optimizer(self, moving: tuple[BlockName, ...]) -> torch.optim.Optimizer:
+        if moving not in self._optimizers:
+            groups = [{"params": self.weights.parameters[b], "block": b} for b in moving if self.weights.parameters[b]]
+            self._optimizers[moving] = build_optimizer(self.config.optimizer, groups)
+        return self._optimizers[moving]
+
+    @contextmanager
+    def _training(self, moving: tuple[BlockName, ...]) -> Iterator[None]:
+        """Train mode; blocks that do not move are frozen and in eval mode meanwhile."""
+        self.module.train()
+        still = [name for name in self.weights.blocks if name not in moving]
+        for name in still:
+            for module in self.weights.submodules(name):
+                module.eval()
+            for parameter in self.weights.parameters[name]:
+                parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for name in still:
+                for parameter in self.weights.parameters[name]:
+                    parameter.requires_grad_(True)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+    @torch.no_grad()  # not inference_mode: algorithms use outputs as targets of later losses
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]:
+        """All outputs of the model in eval mode."""
+        self.module.eval()
+        with self._autocast():
+            outputs: Mapping[str, Tensor] = self._run(batch)
+        return outputs
+
+
+class Correction:
+    """Applies a GradientTerm to whole lists of tensors at once."""
+
+    def __init__(self, weights: FlatModel, moving: Sequence[BlockName], term: GradientTerm) -> None:
+        self._pull = term.pull
+        self._pulled: list[nn.Parameter] = []
+        self._targets: list[Tensor] = []
+        self._shifted: list[nn.Parameter] = []
+        self._offsets: list[Tensor] = []
+        for name in moving:
+            by_name = dict(zip([s.name for s in weights.blocks[name].layout.specs], weights.parameters[name], strict=False))
+            for blocks, owners, tensors in (
+                (term.toward if term.pull else None, self._pulled, self._targets),
+                (term.offset, self._shifted, self._offsets),
+            ):
+                if blocks is not None and name in blocks:
+                    owners += by_name.values()
+                    tensors += [blocks[name][tensor] for tensor in by_name]
+
+    def apply(self) -> None:
+        """grad += pull * (w - toward) + offset. A parameter without gradient in this step is left alone."""
+        with torch.no_grad():
+            for owners, tensors, pull in (
+                (self._pulled, self._targets, self._pull),
+                (self._shifted, self._offsets, 0.0),
+            ):
+                pairs = [(p, t) for p, t in zip(owners, tensors, strict=True) if p.grad is not None]
+                if not pairs:
+                    continue
+                grads = [p.grad for p, _ in pairs]
+                if pull:
+                    terms = torch._foreach_sub([p for p, _ in pairs], [t for _, t in pairs])
+                    torch._foreach_add_(grads, terms, alpha=pull)
+                else:
+                    torch._foreach_add_(grads, [t for _, t in pairs])
+
+
+def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Fused kernels of torch.optim, a group per block."""
+    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, **common)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=config.betas, eps=config.eps, **common)
+
+
+def groups_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last may be shorter."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def learning_rate_at(config: OptimizerConfig, round_progress: float, rounds: int) -> float:
+    """Learning rate when `round_progress` rounds (a fraction counts) of `rounds` are behind. Callers pass the middle of a
+    step, so that neither the first nor the last rate is zero."""
+    rate = config.learning_rate
+    if config.warmup_rounds and round_progress < config.warmup_rounds:
+        return rate * round_progress / config.warmup_rounds
+    if config.schedule == "constant":
+        return rate
+    done = (round_progress - config.warmup_rounds) / max(rounds - config.warmup_rounds, 1e-9)
+    return rate * (0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done)

@@ -1,0 +1,76 @@
+"""A slot hosts clients one at a time: they take turns in one resident model, so memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedhpc.client.client import DataClient, Rows, Turn, park
+from fedhpc.client.engine import Engine
+from fedhpc.data.batches import BatchMaker
+from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """What is known of a client everywhere: small, and the same on every rank."""
+
+    id: ClientId
+    site: str
+    rows: Rows
+    modalities: frozenset[str]
+
+
+class Slot:
+    """The engine of this rank, and the state of the clients that live here.
+
+    `states` holds what clients keep between rounds, on the CPU; a client that keeps nothing has no entry.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        batch_maker: BatchMaker,
+        records: Mapping[ClientId, ClientRecord],
+        random_seed: int,
+        rounds: int,
+        keep_optimizer: bool,
+        score: Callable[[DataClient, Split], EvalReport],
+    ) -> None:
+        self.engine = engine
+        self.records = records
+        self.states: dict[ClientId, ClientState] = {}
+        self.round = 0
+        self._batch_maker = batch_maker
+        self._random_seed = random_seed
+        self._rounds = rounds
+        self._keep_optimizer = keep_optimizer
+        self._score = score
+        self._turns: dict[ClientId, Turn] = {}
+
+    def begin(self, index: int) -> None:
+        """A new round: every client's randomness starts from (random_seed, round, client)."""
+        self.round = index
+        self._turns = {}
+
+    def turn(self, client: ClientId) -> DataClient:
+        """Give the slot to a client. The one before must have been released."""
+        record = self.records[client]
+        turn = self._turns.setdefault(client, Turn(self._random_seed, self.round, self._rounds))
+        return DataClient(
+            record.id,
+            record.site,
+            record.rows,
+            record.modalities,
+            self.engine,
+            self._batch_maker,
+            self.states.get(client, {}),
+            turn,
+            self._keep_optimizer,
+            self._score,
+        )
+
+    def release(self, client: DataClient) -> None:
+        """Park what the client keeps."""
+        if client.state:
+            self.states[client.id] = park(client.state)

@@ -1,0 +1,117 @@
+"""Signs of life: finds out which rank died, because "connection closed by peer" does not say.
+
+A thread in every rank counts up its own key in the rendezvous store and watches its right neighbour's. A neighbour whose
+count stands still for the timeout is written down as lost, every rank reads that, and ends. When a collective fails first,
+`diagnose` compares all counts to name the rank.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+
+EXIT_RANK_LOST = 70  # EX_SOFTWARE
+
+
+class Liveness:
+    """Started by every rank once the process group is up; `stop` before it goes down.
+
+    Args:
+        store: the rendezvous store, reachable by all ranks.
+        timeout_s: silence after which a rank is taken for dead.
+        context: tells where we are ("round 3"), for the error.
+        on_lost: called with the error text; prints it and ends the process unless a test replaces it.
+    """
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        world: int,
+        timeout_s: float,
+        context: Callable[[], str],
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self._store = dist.PrefixStore("fedhpc/alive", store)
+        self._rank = rank
+        self._world = world
+        self._timeout = timeout_s
+        self._interval = max(0.2, min(2.0, timeout_s / 10))
+        self._context = context
+        self._on_lost = on_lost or _end_process
+        self._stopped = threading.Event()
+        self._count = 0
+        self._beat()
+        self._thread = threading.Thread(target=self._watch, name="fedhpc-liveness", daemon=True)
+
+    def start(self) -> None:
+        """After a barrier: every rank has written its first sign."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def diagnose(self) -> str:
+        """Names the ranks that stopped; waits a few beats for it. For use after a failed collective."""
+        lost: Sequence[int]
+        try:
+            before = self._counts()
+            time.sleep(3 * self._interval)
+            self._beat()
+            after = self._counts()
+            lost = [r for r in range(self._world) if r != self._rank and before[r] == after[r]]
+        except RuntimeError:
+            lost = [0]  # rank 0 serves the store
+        if not lost:
+            return f"no rank is silent, so the network or a collective is at fault ({self._context()})"
+        return self._sentence(lost)
+
+    def _sentence(self, lost: Sequence[int]) -> str:
+        names = ", ".join(f"rank {r}" for r in lost)
+        return (
+            f"{names} of {self._world} died or stopped answering in {self._context()}, noticed by rank {self._rank}. "
+            "Run the same command again to resume from the last checkpoint"
+        )
+
+    def _beat(self) -> None:
+        self._count += 1
+        self._store.set(str(self._rank), str(self._count))
+
+    def _counts(self) -> list[bytes]:
+        return list(self._store.multi_get([str(r) for r in range(self._world)]))
+
+    def _watch(self) -> None:
+        neighbour = (self._rank + 1) % self._world
+        seen, since = b"", time.monotonic()
+        while not self._stopped.wait(self._interval):
+            try:
+                self._beat()
+                count = self._store.get(str(neighbour))
+                lost = self._store.get("lost") if self._store.check(["lost"]) else b""
+            except RuntimeError:
+                # Rank 0 leaves last in an orderly end; a short wait tells an end from a loss.
+                if not self._stopped.wait(2 * self._interval):
+                    self._on_lost(self._sentence([0]))
+                return
+            now = time.monotonic()
+            if count != seen:
+                seen, since = count, now
+            elif now - since > self._timeout:
+                self._store.set("lost", str(neighbour))
+                lost = str(neighbour).encode()
+            if lost and int(lost) != self._rank:
+                self._on_lost(self._sentence([int(lost)]))
+                return
+
+
+def _end_process(text: str) -> None:
+    # The main thread may hang inside a collective for good, so this thread ends the process. Checkpoints are atomic.
+    print(f"fedhpc: {text}", file=sys.stderr, flush=True)
+    os._exit(EXIT_RANK_LOST)

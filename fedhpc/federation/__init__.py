@@ -1,0 +1,1 @@
+"""The round loop, and all that an algorithm sees of the cluster."""
