@@ -1,0 +1,48 @@
+# Type `make` for the list of targets.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+TEST_JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint types format test-slow test-all bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Make .venv with fedhpc and the developer tools
+
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(STAMP)  ## Train on generated data with two ranks; results in runs/quickstart
+	$(BIN)/fedhpc run configs/quickstart.yaml --ranks 2 --run-dir runs/quickstart --fresh
+
+test: lint types  ## Lint, types and all tests that take seconds
+	$(PYTEST) -m 'not slow'
+
+lint: $(STAMP)  ## Style and architecture by ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## Types by mypy
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format and mend what ruff can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP)  ## The tests that take minutes
+	$(PYTEST) -m slow
+
+test-all: $(STAMP)  ## Every test
+	$(PYTEST)
+
+bench: $(STAMP)  ## The round-throughput benchmark; see benchmarks/
+	$(BIN)/python -m benchmarks.rounds
+
+clean:  ## Remove caches and build products; keeps .venv, data and runs
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,191 @@
+"""What no single section can know: keys that fight each other, and keys that would have no effect.
+
+`idle_keys` is the one list of keys without effect: set by hand they are errors, and a dumped config leaves them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedhpc.config.algorithms import CentralisedConfig, FedOptConfig, LocalConfig
+from fedhpc.config.fields import closest, shown
+from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
+
+
+def check(config: RunConfig, world_size: int | None = None) -> list[str]:
+    """Problems between keys, one line each; also against the number of ranks where `world_size` is given."""
+    problems = list(_idle(config))
+    problems += _clients(config)
+    problems += _pixels(config)
+    problems += _model(config)
+    problems += _rounds(config)
+    if world_size is not None:
+        problems += _ranks(config, world_size)
+    return problems
+
+
+def check_files(config: RunConfig) -> list[str]:
+    """Files that the run would read and that are not there. Needs the machine that runs it, so it is not in `check`."""
+    problems = []
+    path = config.data.path
+    if path is not None and config.data.phantom is None and not path.is_file():
+        near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
+        hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
+        problems.append(
+            f"data.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... {path}`, "
+            "or set data.phantom: {} for generated data"
+        )
+    for name, encoder in _encoders(config):
+        if encoder.pretrained is None or not encoder.pretrained.startswith((".", "/", "~")):
+            continue  # a hub id
+        if not Path(encoder.pretrained).expanduser().exists():
+            problems.append(
+                f"model.{name}.pretrained = {encoder.pretrained}: no such folder; give one that exists on every node, "
+                "a hub id, or null for random weights"
+            )
+    return problems
+
+
+def idle_keys(config: RunConfig) -> dict[str, str]:
+    """Dotted keys that have no effect in this config -> why, as the end of a sentence."""
+    idle: dict[str, str] = {}
+
+    def add(section: str, keys: str, why: str) -> None:
+        idle.update({f"{section}.{key}": why for key in keys.split()})
+
+    algorithm, model, optimizer = config.algorithm, config.model, config.fit.optimizer
+    if isinstance(algorithm, LocalConfig | CentralisedConfig):
+        everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
+        add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
+        add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
+    if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
+        add("algorithm", "beta2 tau", "with server_optimizer: momentum")
+    if config.aggregation.arithmetic == "float32":
+        add("aggregation", "fraction_bits", "with arithmetic: float32")
+    add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
+    if isinstance(model, ClassifierConfig):
+        add("data", "max_tokens", "with model.kind: classifier, which reads no text")
+        add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
+    else:
+        add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
+        if not model.align:
+            add("model", "align_heads", "with align: false")
+    if config.evaluation.every is None:
+        add("evaluation", "split", "without evaluation.every; the only evaluation uses final_split")
+    return idle
+
+
+def _idle(config: RunConfig) -> Iterator[str]:
+    for dotted, why in idle_keys(config).items():
+        *parents, key = dotted.split(".")
+        section: Any = config
+        for part in parents:
+            section = getattr(section, part)
+        assert isinstance(section, BaseModel) and key in type(section).model_fields, dotted
+        value = getattr(section, key)
+        if key in section.model_fields_set and value is not None and value != []:
+            given = shown(list(value) if isinstance(value, tuple) else value)
+            yield f"{dotted} = {given}: has no effect {why}; remove it"
+
+
+def _clients(config: RunConfig) -> Iterator[str]:
+    """Cohort against partition against data."""
+    partition, phantom = config.partition, config.data.phantom
+    if isinstance(partition, ColumnPartition):
+        known = phantom is not None and partition.column == "site"
+        clients = phantom.num_sites if phantom is not None and known else None
+        source = "data.phantom.num_sites"
+    else:
+        clients, source = partition.num_clients, "partition.num_clients"
+        if phantom is not None and clients > phantom.num_patients:
+            yield (
+                f"partition.num_clients = {clients} but data.phantom.num_patients = {phantom.num_patients}, "
+                f"and a patient is never cut in two; set data.phantom.num_patients: {10 * clients}, or fewer clients"
+            )
+    size = config.cohort.size
+    idle = isinstance(config.algorithm, LocalConfig | CentralisedConfig)  # said already
+    if clients is not None and size is not None and size > clients and not idle:
+        yield f"cohort.size = {size} but {source} = {clients}; set cohort.size: {clients} or less, or remove it for all"
+
+
+def _pixels(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    for key in ("image_mean", "image_std"):
+        if not getattr(data, key):
+            yield f"data.{key} = []: no value; give one for all channels, or one for each"
+    mean, std = len(data.image_mean), len(data.image_std)
+    if min(mean, std) > 1 and mean != std:
+        yield f"data.image_mean has {mean} values but data.image_std has {std}; give one each, or one for each channel"
+    if any(value <= 0 for value in data.image_std):
+        yield f"data.image_std = {shown(list(data.image_std))}: pictures are divided by it; every value must be > 0"
+    if data.phantom is not None and data.max_tokens is not None and data.max_tokens > data.phantom.max_tokens:
+        yield (
+            f"data.max_tokens = {data.max_tokens} cuts nothing, data.phantom.max_tokens = {data.phantom.max_tokens}; "
+            f"remove it, or set data.phantom.max_tokens: {data.max_tokens}"
+        )
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model, size = config.model, config.fit.batch_size
+    if isinstance(model, ClassifierConfig):
+        if config.data.label is None:
+            yield "data.label is not set but model.kind is classifier; set data.label to the column to be learned"
+        return
+    if size < 2:
+        norm = ", and head_norm: batch cannot normalise it" if model.head_norm == "batch" else ""
+        yield f"fit.batch_size = {size}: a single pair cannot be told apart from others{norm}; set 2 or more"
+    if config.evaluation.match == []:
+        yield "evaluation.match = []: every item would count as correct; name label columns, or null for identical text"
+    if model.align:
+        yield from _align_heads(model)
+
+
+def _align_heads(model: DualEncoderConfig) -> Iterator[str]:
+    """Only widths that stand in the config; the model itself refuses the others when it is built."""
+    for name, key in (("image", "embed_dim"), ("text", "hidden_size")):
+        width = getattr(model, name).options.get(key)
+        if isinstance(width, int) and width % model.align_heads:
+            fits = max(heads for heads in range(1, model.align_heads + 1) if width % heads == 0)
+            yield (
+                f"model.align_heads = {model.align_heads} does not divide model.{name}.options.{key} = {width}; "
+                f"set model.align_heads: {fits}"
+            )
+
+
+def _encoders(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    yield "image", config.model.image
+    if isinstance(config.model, DualEncoderConfig):
+        yield "text", config.model.text
+
+
+def _rounds(config: RunConfig) -> Iterator[str]:
+    optimizer, every = config.fit.optimizer, config.evaluation.every
+    if optimizer.warmup_rounds > config.rounds:
+        yield (
+            f"fit.optimizer.warmup_rounds = {optimizer.warmup_rounds:g} but rounds = {config.rounds}: "
+            f"the learning rate would never arrive; set warmup_rounds: {config.rounds / 10:g}, or more rounds"
+        )
+    if every is not None and every > config.rounds:
+        yield (
+            f"evaluation.every = {every} but rounds = {config.rounds}: nothing would be evaluated before the end; "
+            f"set evaluation.every: {config.rounds} or less, or null"
+        )
+    if any(not 0 <= beta < 1 for beta in optimizer.betas):
+        yield f"fit.optimizer.betas = {shown(list(optimizer.betas))}: each must be >= 0 and < 1, as in [0.9, 0.999]"
+
+
+def _ranks(config: RunConfig, world_size: int) -> Iterator[str]:
+    shard = config.mesh.shard
+    if world_size < 1:
+        yield f"WORLD_SIZE = {world_size}; start at least {shard} rank{'s' if shard > 1 else ''}"
+    elif world_size % shard:
+        slots = math.ceil(world_size / shard)
+        yield (
+            f"client({slots}) * shard({shard}) = {slots * shard} but WORLD_SIZE = {world_size}; "
+            f"set mesh.shard: 1, or start {slots * shard} ranks"
+        )

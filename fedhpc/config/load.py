@@ -1,0 +1,192 @@
+"""YAML file + overrides -> RunConfig, with every problem in one message.
+
+``extends: other.yaml`` at the top of a file merges that file under this one (path relative to the file). Sections
+merge, lists replace. A section that names another variant than its base (``algorithm: {name: fedopt}`` over fedprox)
+replaces the base's section. An override ``a.b=value`` sets one key; with a ``{...}`` value it replaces a whole section.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedhpc.config.checks import check, idle_keys
+from fedhpc.config.fields import closest, section_of, shown, value_at
+from fedhpc.config.problems import Problem, Switch, problem
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.section import Section
+from fedhpc.config.yaml_text import YamlError, parse, render
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. `problems` has one line for each thing to put right."""
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        self.source = source
+        self.problems = tuple(dict.fromkeys(problems))
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n  ".join([f"{source}: {count}", *self.problems]))
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The validated config of `path` with `overrides` (``dotted.key=YAML value``) applied in order.
+
+    Checks everything that the config alone can tell, not whether files exist (`check_files`) nor the number of ranks
+    (`check`). Raises ConfigError with all problems at once.
+    """
+    data = _read(Path(path), ())
+    before = copy.deepcopy(data)
+    problems, keys = _override(data, overrides)
+    config, found = _validate(data, _switches(before, data, keys))
+    problems += found
+    if problems or config is None:
+        raise ConfigError(str(path), problems)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """Resolved YAML with every key that has an effect; `load_config` reads it back to an equal config."""
+    data = config.model_dump(mode="json")
+    for dotted in idle_keys(config):
+        *parents, key = dotted.split(".")
+        value_at(data, parents).pop(key)
+    return render(data)
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 over all values, 64 hex digits: the same for the same config, however it was written."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping in a file, merged over what it extends."""
+    here = path.resolve()
+    if here in seen:
+        chain = " -> ".join(file.name for file in (*seen, here))
+        raise ConfigError(str(path), [f"extends: goes round in a circle ({chain}); remove one of the extends lines"])
+    try:
+        data = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        near = closest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
+        hint = f"; did you mean {path.parent / near}?" if near else "; give the path of a YAML file"
+        raise ConfigError(str(path), [f"no such file{hint}"]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}; give the path of a YAML file"]) from error
+    except YamlError as error:
+        raise ConfigError(str(path), error.problems) from error
+    if not isinstance(data, dict):
+        what = "is empty" if data is None else f"holds {shown(data)}"
+        raise ConfigError(str(path), [f"the file {what}; it must be a mapping of sections (name, rounds, data, ...)"])
+    if "extends" not in data:
+        return data
+    base = data.pop("extends")
+    if not isinstance(base, str):
+        raise ConfigError(str(path), [f"extends = {shown(base)}: not a path; set it to one YAML file"])
+    return _merge(_read(path.parent / base, (*seen, here)), data, RunConfig)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any], section: type[Section] | None) -> dict[str, Any]:
+    """`over` on top of `base`. Sections merge unless they name another variant; all else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        field = section.model_fields.get(key) if section else None
+        old = base.get(key)
+        tag = field.discriminator if field else None
+        merged[key] = value
+        if isinstance(value, dict) and isinstance(old, dict):
+            other_variant = isinstance(tag, str) and tag in value and value[tag] != old.get(tag)
+            if not other_variant:
+                merged[key] = _merge(old, value, section_of(field) if field else None)
+    return merged
+
+
+# ------------------------------------------------------------------------------------------------------ overrides
+def _override(data: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str], set[tuple[str, ...]]]:
+    """Applies overrides to `data` in place. Returns problems and the paths that were set."""
+    problems: list[str] = []
+    done: set[tuple[str, ...]] = set()
+    for text in overrides:
+        dotted, equals, raw = text.partition("=")
+        path = tuple(part.strip() for part in dotted.split("."))
+        if not equals or not all(path):
+            problems.append(f"override {shown(text)}: not of the form section.key=value; write rounds=3, for example")
+            continue
+        if path[0] == "extends":
+            problems.append(f"override {shown(text)}: extends works in files only; give the other file instead")
+            continue
+        try:
+            value = parse(raw)
+        except YamlError as error:
+            problems += [f"override {shown(text)}: {line}" for line in error.problems]
+            continue
+        holder: dict[str, Any] = data
+        for depth, part in enumerate(path[:-1], start=1):
+            if holder.get(part) is None:
+                holder[part] = {}
+            if not isinstance(holder[part], dict):
+                name, kind = ".".join(path[:depth]), "a list" if isinstance(holder[part], list) else "a single value"
+                problems.append(f"override {shown(text)}: {name} is {kind}; replace it as a whole: {name}=...")
+                break
+            holder = holder[part]
+        else:
+            holder[path[-1]] = value
+            done.add(path)
+    return problems, done
+
+
+def _switches(before: Mapping[str, Any], after: Mapping[str, Any], keys: set[tuple[str, ...]]) -> dict[str, Switch]:
+    """Sections whose variant was changed by a dotted override, so that old keys are left in them."""
+    switches = {}
+    for name, field in RunConfig.model_fields.items():
+        key = field.discriminator
+        if not isinstance(key, str) or (name, key) not in keys:
+            continue
+        old, new = value_at(before, (name, key)), value_at(after, (name, key))
+        if old is not None and old != new:
+            set_too = frozenset(path[1] for path in keys if path[0] == name and len(path) > 1)
+            switches[name] = Switch(key, str(old), str(new), set_too)
+    return switches
+
+
+# ----------------------------------------------------------------------------------------------------- validation
+def _validate(data: dict[str, Any], switches: Mapping[str, Switch]) -> tuple[RunConfig | None, list[str]]:
+    """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones."""
+    lines: list[str] = []
+    mended: list[str] = []
+    while True:
+        try:
+            config = RunConfig.model_validate(data)
+        except ValidationError as error:
+            found = [problem(detail, RunConfig, data, switches) for detail in error.errors(include_url=False)]
+            lines += [one.line for one in found if one.line not in lines]
+            data, paths = _mend(data, found)
+            if not paths:
+                return None, lines
+            mended += paths
+        else:
+            # A check that speaks of a key whose value was wrong would complain about our own guess.
+            lines += [line for line in check(config) if not any(path in line for path in mended)]
+            return config, lines
+
+
+def _mend(data: dict[str, Any], found: Sequence[Problem]) -> tuple[dict[str, Any], list[str]]:
+    """A copy without the keys that cannot stay, or with the spelling that was probably meant, and what was touched."""
+    data = copy.deepcopy(data)
+    touched = []
+    for one in found:
+        holder = value_at(data, one.path[:-1])
+        if not one.drop or not isinstance(holder, dict) or one.path[-1] not in holder:
+            continue
+        value = holder.pop(one.path[-1])
+        touched.append(".".join(one.path))
+        if one.rename is not None:
+            holder[one.rename] = value
+    return data, touched
