@@ -1,0 +1,1 @@
+"""One module per kind of raw dataset; each writes a packed file (see :mod:`fedhpc.data.hdf5`)."""
