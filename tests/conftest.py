@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # pytest's own, and what libraries set once when they are first imported or started.
-OWN_VARIABLES = ("PYTEST_", "TORCHINDUCTOR_", "KINETO_", "CUDA_", "KMP_", "TOKENIZERS_PARALLELISM", "HF_", "TF_", "MPLBACKEND")
+OWN_VARIABLES = ("PYTEST_", "TORCHINDUCTOR_", "KINETO_", "CUDA_", "KMP_", "TOKENIZERS_PARALLELISM", "HF_", "TF_")
 
 # Before torch is imported by any test: its kernels then use one thread from the start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -73,8 +73,9 @@ def no_leaks() -> Iterator[None]:
     """A test that leaves an environment variable, a thread or a process group behind fails."""
     variables = dict(os.environ)
     threads = set(threading.enumerate())
+    had_group = _has_process_group()  # of a fixture with a wider scope
     yield
-    leaks = [*leaked_variables(variables), *leaked_threads(threads), *leaked_process_group()]
+    leaks = [*leaked_variables(variables), *leaked_threads(threads), *([] if had_group else leaked_process_group())]
     if leaks:
         pytest.fail("the test left behind: " + "; ".join(leaks), pytrace=False)
 
@@ -104,8 +105,12 @@ def leaked_threads(before: set[threading.Thread], patience_s: float = 2.0) -> li
 
 def leaked_process_group() -> list[str]:
     """The default process group, which is destroyed so that the next test can start its own."""
-    dist = sys.modules.get("torch.distributed")
-    if dist is None or not dist.is_available() or not dist.is_initialized():
+    if not _has_process_group():
         return []
-    dist.destroy_process_group()
+    sys.modules["torch.distributed"].destroy_process_group()
     return ["process group"]
+
+
+def _has_process_group() -> bool:
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and dist.is_initialized()

@@ -105,8 +105,9 @@ def _kind(annotation: Any) -> str:
 
 def closest(word: object, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that `word` was probably meant to be."""
-    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
-    return matches[0] if matches else None
+    spelt = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(str(word).lower(), list(spelt), n=1, cutoff=cutoff)
+    return spelt[matches[0]] if matches else None
 
 
 def shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,24 +162,29 @@ def _validate(data: dict[str, Any], switches: Mapping[str, Switch]) -> tuple[Run
     """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones."""
     lines: list[str] = []
     mended: list[str] = []
+
+    def new(found: Iterable[str]) -> list[str]:
+        """Leaves out what was said already, and complaints about our own guess at a key that was wrong."""
+        guess = re.compile("|".join(rf"\b{re.escape(key)}\b" for key in mended) or "(?!)")
+        return [line for line in found if line not in lines and not guess.search(line)]
+
     while True:
         try:
             config = RunConfig.model_validate(data)
         except ValidationError as error:
             found = [problem(detail, RunConfig, data, switches) for detail in error.errors(include_url=False)]
-            lines += [one.line for one in found if one.line not in lines]
-            data, paths = _mend(data, found)
-            if not paths:
+            lines += new(one.line for one in found)
+            data, keys = _mend(data, found)
+            if not keys:
                 return None, lines
-            mended += paths
+            mended += keys
         else:
-            # A check that speaks of a key whose value was wrong would complain about our own guess.
-            lines += [line for line in check(config) if not any(path in line for path in mended)]
+            lines += new(check(config))
             return config, lines
 
 
 def _mend(data: dict[str, Any], found: Sequence[Problem]) -> tuple[dict[str, Any], list[str]]:
-    """A copy without the keys that cannot stay, or with the spelling that was probably meant, and what was touched."""
+    """A copy without the keys that cannot stay, or with the spelling that was probably meant, and the keys touched."""
     data = copy.deepcopy(data)
     touched = []
     for one in found:
@@ -186,7 +192,7 @@ def _mend(data: dict[str, Any], found: Sequence[Problem]) -> tuple[dict[str, Any
         if not one.drop or not isinstance(holder, dict) or one.path[-1] not in holder:
             continue
         value = holder.pop(one.path[-1])
-        touched.append(".".join(one.path))
+        touched.append(one.path[-1])
         if one.rename is not None:
             holder[one.rename] = value
     return data, touched

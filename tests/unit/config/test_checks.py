@@ -1,0 +1,163 @@
+"""Keys that fight each other, and keys without effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedhpc.config import check, check_files
+from fedhpc.config.checks import idle_keys
+from fedhpc.config.schema import MeshConfig
+
+from .conftest import CLASSIFIER, Load, Problems
+
+
+def test_a_sound_config_has_no_problem(load: Load) -> None:
+    assert check(load(), world_size=2) == []
+    assert check(load(CLASSIFIER, "data.label=finding"), world_size=1) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["cohort.size=5"], "cohort.size = 5 but partition.num_clients = 4; set cohort.size: 4 or less"),
+        (
+            ["partition={kind: column}", "cohort.size=6"],
+            "cohort.size = 6 but data.phantom.num_sites = 5; set cohort.size: 5 or less",
+        ),
+        (["partition.num_clients=601"], "partition.num_clients = 601 but data.phantom.num_patients = 600"),
+        ([CLASSIFIER], "data.label is not set but model.kind is classifier; set data.label"),
+        (
+            ["fit.batch_size=1"],
+            "fit.batch_size = 1: a single pair cannot be told apart from others, and head_norm: batch",
+        ),
+        (["fit.batch_size=1", "model.head_norm=layer"], "fit.batch_size = 1: a single pair cannot be told apart"),
+        (
+            ["model.align_heads=5", "model.text.options.hidden_size=40"],
+            "model.align_heads = 5 does not divide model.image.options.embed_dim = 48; set model.align_heads: 4",
+        ),
+        (
+            ["model.text.options.hidden_size=30"],
+            "model.align_heads = 4 does not divide model.text.options.hidden_size = 30; set model.align_heads: 3",
+        ),
+        (["evaluation.match=[]"], "evaluation.match = []: every item would count as correct"),
+        (
+            ["data.image_mean=[1, 2]", "data.image_std=[1, 2, 3]"],
+            "data.image_mean has 2 values but data.image_std has 3",
+        ),
+        (["data.image_mean=[]"], "data.image_mean = []: no value"),
+        (["data.image_std=[0]"], "data.image_std = [0.0]: pictures are divided by it"),
+        (["data.max_tokens=33"], "data.max_tokens = 33 cuts nothing, data.phantom.max_tokens = 32"),
+        (["fit.optimizer.warmup_rounds=5"], "fit.optimizer.warmup_rounds = 5 but rounds = 4"),
+        (["evaluation.every=5"], "evaluation.every = 5 but rounds = 4"),
+        (["fit.optimizer.betas=[0.9, 1]"], "fit.optimizer.betas = [0.9, 1.0]: each must be >= 0 and < 1"),
+    ],
+)
+def test_conflict(problems: Problems, overrides: list[str], line: str) -> None:
+    found = problems(*overrides)
+    assert len(found) == 1, found
+    assert found[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["algorithm={name: local}", "cohort.size=2"], "cohort.size = 2: has no effect with algorithm.name: local"),
+        (["algorithm={name: centralised}", "cohort.fraction=0.5"], "cohort.fraction = 0.5: has no effect with"),
+        (
+            ["algorithm={name: local}", "aggregation.local_blocks=[a]"],
+            'aggregation.local_blocks = ["a"]: has no effect',
+        ),
+        (["algorithm={name: fedopt, server_optimizer: momentum, tau: 1}"], "algorithm.tau = 1.0: has no effect with"),
+        (["algorithm={name: fedopt, server_optimizer: momentum, beta2: 0.9}"], "algorithm.beta2 = 0.9: has no effect"),
+        (
+            ["aggregation={arithmetic: float32, fraction_bits: 30}"],
+            "aggregation.fraction_bits = 30: has no effect with",
+        ),
+        (
+            [CLASSIFIER, "data.label=x", "evaluation.match=[x]"],
+            'evaluation.match = ["x"]: has no effect with model.kind',
+        ),
+        ([CLASSIFIER, "data.label=x", "data.max_tokens=9"], "data.max_tokens = 9: has no effect with model.kind"),
+        (["data.label=x"], 'data.label = "x": has no effect with model.kind: dual_encoder'),
+        (["model.align=false", "model.align_heads=2"], "model.align_heads = 2: has no effect with align: false"),
+        (["evaluation.split=test"], 'evaluation.split = "test": has no effect without evaluation.every'),
+    ],
+)
+def test_key_without_effect(problems: Problems, overrides: list[str], line: str) -> None:
+    found = problems(*overrides)
+    assert len(found) == 1, found
+    assert found[0].startswith(line)
+    assert found[0].endswith("; remove it")
+
+
+def test_null_and_empty_are_not_taken_as_set(problems: Problems) -> None:
+    assert problems("algorithm={name: local}", "cohort.size=null", "aggregation.local_blocks=[]") == []
+    assert problems("data.label=null") == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.path=x.h5"],  # generated at path
+        ["cohort.size=4"],
+        ["fit.optimizer.keep_state=true"],
+        ["fit.optimizer.warmup_rounds=4", "evaluation={every: 4, split: val}"],
+        ["data.image_mean=[1, 2, 3]"],  # one std serves all channels
+        ["model.align=false", "model.text.options.hidden_size=30"],
+        ["partition={kind: column, column: finding}", "cohort.size=40"],  # only the file knows how many values
+    ],
+)
+def test_allowed(problems: Problems, overrides: list[str]) -> None:
+    assert problems(*overrides) == []
+
+
+def test_idle_keys_exist_in_the_schema(load: Load) -> None:
+    for overrides in ([], ["algorithm={name: local}", "model.align=false"], [CLASSIFIER, "data.label=x"]):
+        config = load(*overrides)
+        for dotted in idle_keys(config):
+            section: object = config
+            for part in dotted.split("."):
+                assert hasattr(section, part), dotted
+                section = getattr(section, part)
+
+
+@pytest.mark.parametrize(("shard", "world"), [(1, 1), (1, 7), (2, 8), (4, 4)])
+def test_ranks_that_fit(load: Load, shard: int, world: int) -> None:
+    config = load().model_copy(update={"mesh": MeshConfig.model_construct(shard=shard)})
+    assert check(config, world) == []
+
+
+@pytest.mark.parametrize(
+    ("shard", "world", "line"),
+    [
+        (2, 7, "client(4) * shard(2) = 8 but WORLD_SIZE = 7; set mesh.shard: 1, or start 8 ranks"),
+        (4, 6, "client(2) * shard(4) = 8 but WORLD_SIZE = 6; set mesh.shard: 1, or start 8 ranks"),
+        (4, 2, "client(1) * shard(4) = 4 but WORLD_SIZE = 2; set mesh.shard: 1, or start 4 ranks"),
+        (1, 0, "WORLD_SIZE = 0; start at least 1 rank"),
+    ],
+)
+def test_ranks_that_do_not_fit(load: Load, shard: int, world: int, line: str) -> None:
+    config = load().model_copy(update={"mesh": MeshConfig.model_construct(shard=shard)})
+    assert check(config, world) == [line]
+
+
+def test_missing_data_file_names_the_cure(load: Load, tmp_path: Path) -> None:
+    wanted, typo = tmp_path / "cells.h5", tmp_path / "cell.h5"
+    config = load(f"data={{path: {wanted}}}")
+    [line] = check_files(config)
+    assert line.startswith(f"data.path = {wanted}: no such file; write it with `fedhpc pack DATASET")
+    assert "or set data.phantom: {}" in line
+    typo.touch()
+    assert f"did you mean {typo}?" in check_files(config)[0]
+    wanted.touch()
+    assert check_files(config) == []
+    assert check_files(load(f"data.path={tmp_path / 'new.h5'}")) == []  # phantom: generated there
+
+
+def test_missing_local_weights(load: Load, tmp_path: Path) -> None:
+    assert check_files(load("model.text.pretrained=org/name")) == []  # a hub id
+    assert check_files(load(f"model.text.pretrained={tmp_path}")) == []
+    [line] = check_files(load(f"model.text.pretrained={tmp_path / 'none'}"))
+    assert line.startswith(f"model.text.pretrained = {tmp_path / 'none'}: no such folder; ")
