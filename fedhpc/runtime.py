@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -188,12 +188,15 @@ def _store(launch: Launch, timeout: datetime.timedelta) -> dist.Store:
     return store
 
 
+def leave(code: int, text: str) -> NoReturn:
+    """End this process now. The group may be broken, and taking it down in order could hang."""
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
 def reserve_port(host: str = "127.0.0.1") -> socket.socket:
     """A listening socket for the rendezvous store, to be inherited by rank 0."""
     listener = socket.create_server((host, 0), backlog=1024)
     listener.set_inheritable(True)
     return listener
-
-
-def on_terminal() -> bool:
-    return sys.stderr.isatty()

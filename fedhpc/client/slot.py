@@ -35,6 +35,7 @@ class Slot:
         random_seed: int,
         rounds: int,
         keep_optimizer: bool,
+        stateful: bool,
         score: Callable[[DataClient, Split], EvalReport],
     ) -> None:
         self.engine = engine
@@ -45,6 +46,7 @@ class Slot:
         self._random_seed = random_seed
         self._rounds = rounds
         self._keep_optimizer = keep_optimizer
+        self._stateful = stateful
         self._score = score
         self._turns: dict[ClientId, Turn] = {}
 
@@ -73,4 +75,5 @@ class Slot:
     def release(self, client: DataClient) -> None:
         """Park what the client keeps."""
         if client.state:
+            assert self._stateful, "clients that move between slots would lose their state; declare `stateful`"
             self.states[client.id] = park(client.state)

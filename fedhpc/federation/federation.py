@@ -77,6 +77,10 @@ class SlotFederation:
         self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])
 
+    def clients_living_here(self) -> frozenset[ClientId]:
+        """Clients whose state this slot keeps."""
+        return frozenset(self._training.residents(self.collectives.mesh.slot))
+
     # ------------------------------------------------------------------------------------- what algorithms call
     def each(self, fn: Callable[..., R], *inputs: PerClient[Any]) -> PerClient[R]:
         return dict(self._turns(fn, inputs))

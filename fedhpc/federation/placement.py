@@ -46,6 +46,10 @@ class Placement:
             return [[c for c in cohort if self._home[c] == slot] for slot in range(self._num_slots)]
         return longest_first(self._costs(cohort), self._num_slots)
 
+    def residents(self, slot: int) -> list[ClientId]:
+        """Clients that never leave `slot`; none where clients move freely."""
+        return [c for c, home in self._home.items() if home == slot]
+
     def learn(self, cohort: Sequence[ClientId], seconds: Sequence[float]) -> None:
         """Measured cost of each client of a round, the same numbers on every rank."""
         for client, cost in zip(cohort, seconds, strict=True):

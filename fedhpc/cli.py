@@ -1,0 +1,161 @@
+"""The command line: fedhpc run | check | pack | describe.
+
+Heavy imports happen inside the commands: `fedhpc check` answers without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedhpc.data.packers.cli import pack_app
+
+EXIT_USER_ERROR = 2
+
+app = typer.Typer(
+    name="fedhpc",
+    help="Federated learning over medical data, on torch.distributed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(pack_app, name="pack")
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to it: dotted.key=value, such as algorithm.mu=0.1", show_default=False)
+]
+
+
+def fail(text: str, code: int = EXIT_USER_ERROR) -> typer.Exit:
+    """Print an error without a traceback; raise what comes back."""
+    typer.secho(f"fedhpc: {text}", fg=typer.colors.RED, err=True)
+    return typer.Exit(code)
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option(help="Also check against this many ranks.")] = None,
+) -> None:
+    """Validate a config: all mistakes at once, and what to do about each."""
+    resolved = _load(config, overrides, ranks)
+    typer.echo(f"{config}: ok ({resolved.algorithm.name}, {resolved.rounds} rounds, {resolved.model.kind})")
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option(help="Start this many processes on this machine.", min=1)] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/NAME.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the run folder.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although the config is another than at the start.")
+    ] = False,
+) -> None:
+    """Run a config, or resume it from the last checkpoint in its run folder.
+
+    Alone, under torchrun, or with --ranks N. Exit codes: 0 done, 2 a mistake of yours, 70 a rank was lost,
+    75 stopped at a checkpoint (run the same command again).
+    """
+    from fedhpc.runtime import read_launch
+
+    try:
+        launch = read_launch()
+    except ValueError as error:
+        raise fail(str(error)) from error
+    world = launch.world if ranks is None else ranks
+    if ranks is not None and launch.world > 1:
+        raise fail(f"--ranks {ranks} inside a job of {launch.world} ranks; leave --ranks out under {launch.launcher}")
+    resolved = _load(config, overrides, world)
+    folder = run_dir or Path("runs") / resolved.name
+    if fresh:
+        if launch.world > 1:
+            raise fail("--fresh would race between ranks; delete the run folder before starting the job")
+        _delete_run(folder)
+    if ranks is not None and ranks > 1:
+        from fedhpc.spawn import spawn_ranks
+
+        command = [sys.executable, "-m", "fedhpc.cli", "run", str(config), *(overrides or []), "--run-dir", str(folder)]
+        command += ["--accept-changes"] if accept_changes else []
+        threads = resolved.runtime.threads_per_rank
+        patience = min(resolved.runtime.timeout_s, 10.0)
+        raise typer.Exit(spawn_ranks(command, ranks, folder / "logs", threads, patience))
+    _play(resolved, folder, accept_changes, launch.rank, launch.world)
+
+
+@app.command()
+def describe(
+    file: Annotated[Path, typer.Argument(help="A packed HDF5 file.", show_default=False)],
+    config: Annotated[Path | None, typer.Option(help="Also show what each client of this run would hold.")] = None,
+) -> None:
+    """Show what a packed file holds: rows by split, site, label and modality, source and licence."""
+    from fedhpc.data.describe import describe as describe_file
+
+    try:
+        describe_file(file, _load(config, None, None, files=False) if config else None)
+    except (ValueError, OSError) as error:
+        raise fail(str(error)) from error
+
+
+def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True) -> Any:
+    from fedhpc.config.checks import check as check_config
+    from fedhpc.config.checks import check_files
+    from fedhpc.config.load import ConfigError, load_config
+
+    try:
+        resolved = load_config(config, overrides or [])
+        problems = [*check_config(resolved, world), *(check_files(resolved) if files else [])]
+        if problems:
+            raise ConfigError(str(config), problems)
+    except (ConfigError, OSError) as error:
+        raise fail(str(error)) from error
+    return resolved
+
+
+def _delete_run(folder: Path) -> None:
+    import shutil
+
+    from fedhpc.task import RUN_FILES, RUN_FOLDERS
+
+    for name in RUN_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int) -> None:
+    from fedhpc.comm.collectives import RankLost
+    from fedhpc.comm.liveness import EXIT_RANK_LOST
+    from fedhpc.federation.rounds import Preempted
+    from fedhpc.runtime import EXIT_PREEMPTED, leave
+    from fedhpc.task import RunTask
+
+    name = f"rank {rank}: " if world > 1 else ""
+    end: Callable[[str, int], None] = lambda text, code: leave(code, f"fedhpc: {name}{text}")  # noqa: E731
+    try:
+        results = RunTask(resolved, folder, accept_changes)()
+    except Preempted as stop:
+        end(str(stop), EXIT_PREEMPTED)
+    except RankLost as error:
+        end(str(error), EXIT_RANK_LOST)
+    except (ValueError, FloatingPointError, OSError) as error:
+        end(str(error), EXIT_USER_ERROR)
+    else:
+        if rank == 0:
+            typer.echo(f"{results['what']} sha256 {results['sha256']}")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Which rows of a packed file a run can use, which client holds them, and what a model must know of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedhpc.config.schema import DualEncoderConfig, RunConfig
+from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.partition import ClientRows, partition
+from fedhpc.interfaces import DataSpec
+
+
+def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
+    """Rows that have all that the model needs: int64, sorted.
+
+    Raises:
+        ValueError: the file lacks a modality or the label column, or no row has everything.
+    """
+    usable = np.ones(packed.num_rows, dtype=bool)
+    needs = ["image", "text"] if isinstance(config.model, DualEncoderConfig) else ["image"]
+    for modality in needs:
+        if modality not in packed.modalities:
+            raise ValueError(
+                f"model.kind: {config.model.kind} needs {' and '.join(needs)}, but {config.data.path} has only "
+                f"{', '.join(packed.modalities)}; pack it with --{modality}-column, or choose another model"
+            )
+        usable &= packed.read(f"present/{modality}").astype(bool)
+    if needs == ["image"]:
+        usable &= packed.read(f"label/{label_column(packed, config)}") >= 0
+    if not usable.any():
+        raise ValueError(f"no row of {config.data.path} has {' and '.join(needs)}; see `fedhpc describe`")
+    return np.flatnonzero(usable)
+
+
+def label_column(packed: PackedFile, config: RunConfig) -> str:
+    """data.label, checked against the file."""
+    label = config.data.label
+    if label is None or label not in packed.label_classes:
+        raise ValueError(
+            f"data.label: {label}, but the file's label columns are {', '.join(packed.label_classes) or 'none'}; "
+            "set data.label to one of them"
+        )
+    return label
+
+
+def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
+    """The usable rows, dealt to clients by config.partition: the same on every rank. Row numbers are the file's."""
+    rows = usable_rows(packed, config)
+    clients = partition(
+        config.partition,
+        site=(packed.read("site")[rows], packed.site_names),
+        labels={n: (packed.read(f"label/{n}")[rows], classes) for n, classes in packed.label_classes.items()},
+        patient=packed.patients()[rows],
+        split=packed.read("split")[rows],
+        random_seed=config.random_seed,
+    )
+    return [replace(c, train=rows[c.train], val=rows[c.val], test=rows[c.test]) for c in clients]
+
+
+def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:
+    """Sizes and counts that models are built from."""
+    height, width, channels = packed.image_shape or (0, 0, 0)
+    learned = not isinstance(config.model, DualEncoderConfig)
+    return DataSpec(
+        image_channels=channels,
+        image_size=(height, width),
+        vocab_size=packed.vocab_size,
+        max_tokens=min(packed.max_tokens, config.data.max_tokens or packed.max_tokens),
+        pad_token=packed.pad_token,
+        num_classes=len(packed.label_classes[label_column(packed, config)]) if learned else 0,
+    )
+
+
+def match_groups(packed: PackedFile, columns: list[str] | None) -> np.ndarray:
+    """int64 [rows]: rows of one number are right answers to each other in retrieval: equal in all label `columns`, or of
+    identical text when `columns` is None.
+
+    Raises:
+        ValueError: a column that the file lacks.
+    """
+    if columns is None:
+        _, group = np.unique(np.asarray(packed.texts(), dtype=object).astype(str), return_inverse=True)
+        return group.astype(np.int64)
+    if missing := [c for c in columns if c not in packed.label_classes]:
+        raise ValueError(
+            f"evaluation.match: {', '.join(missing)} not in the file; its label columns are "
+            f"{', '.join(packed.label_classes)}"
+        )
+    codes = np.stack([packed.read(f"label/{c}") for c in columns], axis=1)
+    _, group = np.unique(codes, axis=0, return_inverse=True)
+    return group.reshape(-1).astype(np.int64)

@@ -1,0 +1,112 @@
+"""The round loop: resume; for every round cohort, algorithm, evaluation, checkpoint, report; a final evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from fedhpc.client.client import DataClient
+from fedhpc.config.schema import RunConfig
+from fedhpc.federation.checkpoint import Checkpoints
+from fedhpc.federation.evaluate import summarise
+from fedhpc.federation.federation import SlotFederation
+from fedhpc.interfaces import Algorithm, ClientId, Split
+
+
+class Preempted(Exception):
+    """Asked to stop: a checkpoint of all finished rounds is written."""
+
+
+class Reporter(Protocol):
+    """What the loop tells the outside; does nothing on all ranks but the first."""
+
+    def start(self, rounds_done: int) -> None: ...
+
+    def round(self, index: int, metrics: Mapping[str, float], page: Mapping[str, Any]) -> None: ...
+
+    def evaluation(self, rounds_done: int, split: Split, per_client: Sequence[Mapping[str, float]]) -> None: ...
+
+
+@dataclass
+class Run:
+    """All that one rank needs to go through the rounds."""
+
+    config: RunConfig
+    fed: SlotFederation
+    algorithm: Algorithm
+    checkpoints: Checkpoints
+    reporter: Reporter
+    metric_names: Sequence[str]
+    evaluated: Sequence[ClientId]
+    loop_state: Mapping[str, Any]  # goes into every checkpoint
+    stop_requested: Callable[[], bool]
+    locate: Callable[[str], None]  # tells where we are, for errors
+
+
+def run_rounds(run: Run) -> list[dict[str, float]]:
+    """Every rank calls this. Returns the final metrics of every client.
+
+    Raises:
+        Preempted: a stop was requested and rounds are left.
+    """
+    config, fed, algorithm = run.config, run.fed, run.algorithm
+    # 1. Start, or go on where the last checkpoint ends.
+    algorithm.setup(fed)
+    done = _resume(run)
+    run.reporter.start(done)
+    for index in range(done, config.rounds):
+        run.locate(f"round {index}")
+        start = perf_counter()
+        # 2. Who takes part, and where.
+        fed.begin(index)
+        # 3. The algorithm's round.
+        metrics = dict(algorithm.round(fed, index))
+        # 4. What clients cost, for the next placement; was any rank asked to stop?
+        stop = fed.end(run.stop_requested())
+        metrics["seconds"] = perf_counter() - start
+        # 5. Evaluate, checkpoint, report.
+        every, last = config.evaluation.every, index + 1 == config.rounds
+        if every and (index + 1) % every == 0 and not last:
+            run.reporter.evaluation(index + 1, config.evaluation.split, evaluate(run, config.evaluation.split))
+        if last or stop or (index + 1) % config.checkpoint.every == 0:
+            run.checkpoints.save(
+                index + 1, algorithm.shared, algorithm.state_dict(), fed.slot.states, run.loop_state
+            )
+        run.reporter.round(index, metrics, fed.collectives.ledger.close_round(index))
+        if stop and not last:
+            raise Preempted(f"asked to stop: a checkpoint of {index + 1} of {config.rounds} rounds is written")
+    # 6. The result.
+    run.locate("the final evaluation")
+    per_client = evaluate(run, config.evaluation.final_split)
+    run.reporter.evaluation(config.rounds, config.evaluation.final_split, per_client)
+    return per_client
+
+
+def evaluate(run: Run, split: Split) -> list[dict[str, float]]:
+    """Metrics of every evaluated client, on every rank."""
+
+    def score(client: DataClient) -> dict[str, float]:
+        client.load(run.algorithm.personal(client))
+        return dict(client.evaluate(split).metrics)
+
+    return run.fed.evaluate(score, run.metric_names, run.evaluated)
+
+
+def summary(run: Run, per_client: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and worst over clients of every metric."""
+    return summarise(per_client, run.metric_names)
+
+
+def _resume(run: Run) -> int:
+    """Rounds done according to the newest checkpoint, whose state is now loaded; 0 without one."""
+    path = run.checkpoints.latest()
+    if path is None:
+        return 0
+    loop = run.checkpoints.load_loop(path)
+    for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
+        run.algorithm.shared[name].flat.copy_(block.flat)
+    run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path))
+    run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here())
+    return int(loop["rounds_done"])

@@ -1,0 +1,63 @@
+"""PNG curves of a run folder, from the files that the run wrote."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def draw(folder: Path, shown: Sequence[str]) -> list[Path]:
+    """plots/loss.png, and one picture for each of `shown` that was evaluated: a line per client, the mean thick.
+
+    Returns:
+        The files written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    target = folder / "plots"
+    target.mkdir(exist_ok=True)
+    written = []
+    rounds = _lines(folder / "metrics.jsonl")
+    losses = [(line["round"] + 1, line["loss"]) for line in rounds if line.get("loss") is not None]
+    if losses:
+        figure, axes = plt.subplots(figsize=(6, 4))
+        axes.plot(*zip(*losses, strict=True))
+        axes.set(xlabel="round", ylabel="mean training loss")
+        written.append(_save(figure, target / "loss.png"))
+    curves: dict[str, dict[tuple[str, str], list[tuple[int, float]]]] = {m: defaultdict(list) for m in shown}
+    for line in _lines(folder / "evaluation.jsonl"):
+        for metric in shown:
+            if line.get(metric) is not None:
+                curves[metric][line["client"], line["split"]].append((line["round"] + 1, line[metric]))
+    for metric, lines in curves.items():
+        if not lines:
+            continue
+        figure, axes = plt.subplots(figsize=(6, 4))
+        for colour, name in enumerate(sorted({client for client, _ in lines})):
+            for split, style, marker in (("val", "-", ""), ("test", "", "o")):
+                points = sorted(lines.get((name, split), []))
+                if points:
+                    label = name if style else f"{name}, {split}"
+                    x, y = zip(*points, strict=True)
+                    axes.plot(x, y, linestyle=style, marker=marker, color=f"C{colour % 10}", label=label)
+        axes.set(xlabel="round", ylabel=metric)
+        axes.legend(fontsize="small")
+        written.append(_save(figure, target / f"{metric}.png"))
+    plt.close("all")
+    return written
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,242 @@
+"""RunTask: a resolved run. Calling it plays one rank, from the packed file to the final table."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import fedhpc
+from fedhpc.algorithms.objectives import default_objective
+from fedhpc.algorithms.registry import build_algorithm
+from fedhpc.client.client import Rows, derived_seed
+from fedhpc.client.engine import Engine
+from fedhpc.client.slot import ClientRecord, Slot
+from fedhpc.comm.collectives import Collectives, RankLost
+from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.sums import Sums
+from fedhpc.config.load import dump_config
+from fedhpc.config.schema import ClassifierConfig, RunConfig
+from fedhpc.data.batches import BatchMaker, Source
+from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.packers.phantom import ensure_phantom
+from fedhpc.data.select import client_rows, data_spec, label_column, match_groups
+from fedhpc.federation.checkpoint import Checkpoints
+from fedhpc.federation.digest import final_sha256
+from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
+from fedhpc.federation.federation import SlotFederation
+from fedhpc.federation.rounds import Run, run_rounds, summary
+from fedhpc.interfaces import Algorithm, ClientId
+from fedhpc.models.zoo import build_model
+from fedhpc.report.plots import draw
+from fedhpc.report.reporter import RunReporter, SilentReporter
+from fedhpc.runtime import Runtime
+
+RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs")
+# May differ between a run and its resumption without changing any result.
+FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
+SHOWN = {
+    "dual_encoder": ("in_batch_top_1", "in_batch_top_5", "recall_at_1", "recall_at_5", "recall_at_10", "chance_recall_at_1"),
+    "classifier": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
+}
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """Picklable: what to run, and where its files go.
+
+    Attributes:
+        accept_changes: resume although the config differs from the one that the run folder began with.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    accept_changes: bool = False
+
+    def __call__(self) -> dict[str, Any]:
+        """Play this process's rank. Returns the results, the same on every rank.
+
+        Raises:
+            ValueError: config, data and ranks do not fit together.
+            Preempted: asked to stop; a checkpoint is written.
+            RankLost: another rank died; its number is in the message.
+        """
+        with Runtime.start(self.config.runtime, self.config.mesh) as runtime:
+            lock = _open_run_dir(self, runtime) if runtime.is_first else None
+            try:
+                return self._play(runtime)
+            except RankLost as error:
+                if runtime.liveness is None:
+                    raise
+                raise RankLost(f"{runtime.liveness.diagnose()}. First sign: {error}") from error
+            finally:
+                if lock is not None:
+                    lock.close()
+
+    def _play(self, runtime: Runtime) -> dict[str, Any]:
+        config = self.config
+        started = time.perf_counter()
+        path = data_path(config)
+        with PackedFile(path) as packed:
+            run, sites, close_report = build(config, packed, runtime, self.run_dir)
+            try:
+                per_client = run_rounds(run)
+                run.locate("the digest")
+                sha = final_sha256(run.fed, run.algorithm, run.evaluated)
+            finally:
+                close_report()
+            records = run.fed.slot.records
+            results: dict[str, Any] = {
+                "name": config.name,
+                "algorithm": config.algorithm.name,
+                "rounds": config.rounds,
+                "random_seed": config.random_seed,
+                "split": config.evaluation.final_split,
+                "clients": [
+                    {"name": sites[c], "train_rows": len(records[c].rows.train), "metrics": metrics}
+                    for c, metrics in zip(run.evaluated, per_client, strict=True)
+                ],
+                "summary": summary(run, per_client),
+                "sha256": sha,
+                "what": "shared" if run.algorithm.shared else "clients",
+                "data": {"path": str(path), "name": packed.name, "checksum": packed.checksum, "generated": packed.generated},
+                "seconds": time.perf_counter() - started,
+                "versions": versions(),
+                "ranks": runtime.mesh.world,
+            }
+        if isinstance(run.reporter, RunReporter):
+            run.reporter.finish(results)
+            if config.report.plots:
+                draw(self.run_dir, SHOWN[config.model.kind])
+        return results
+
+
+def data_path(config: RunConfig) -> Path:
+    """The packed file; generated first where the config says so. Safe when all ranks do it at once."""
+    if config.data.phantom is not None:
+        return ensure_phantom(config.data.phantom, config.data.path)
+    assert config.data.path is not None, "the schema demands one of them"
+    return config.data.path
+
+
+def build(config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path) -> tuple[Run, dict[ClientId, str], Any]:
+    """Everything that a rank needs, the same on every rank but for what it hosts."""
+    device = runtime.device
+    algorithm: Algorithm = build_algorithm(config.algorithm)
+    # --- who holds what
+    dealt = client_rows(packed, config)
+    sites = {c.id: c.site for c in dealt}
+    modalities = frozenset(packed.modalities)
+    records = {
+        c.id: ClientRecord(c.id, c.site, Rows(*(torch.from_numpy(r) for r in (c.train, c.val, c.test))), modalities)
+        for c in dealt
+    }
+    evaluated = tuple(records)
+    trainers: Sequence[ClientId] = evaluated
+    if config.algorithm.name == "centralised":
+        trainers = (len(records),)
+        everything = torch.cat([r.rows.train for r in records.values()]).sort().values
+        none = torch.empty(0, dtype=torch.int64)
+        records[trainers[0]] = ClientRecord(trainers[0], "all", Rows(everything, none, none), modalities)
+    keep_optimizer = config.fit.optimizer.keep_state
+    if keep_optimizer is None:
+        keep_optimizer = config.algorithm.name in ("local", "centralised")
+    stateful = algorithm.stateful or keep_optimizer or bool(config.aggregation.local_blocks)
+    # --- the model and its data
+    spec = data_spec(packed, config)
+    torch.manual_seed(derived_seed(config.random_seed, "model"))
+    module = build_model(config.model, spec)
+    engine = Engine(module, default_objective(config.model), config.fit, device, config.aggregation.local_blocks)
+    scorer: RetrievalScorer | ClassificationScorer
+    if isinstance(config.model, ClassifierConfig):
+        label = f"label/{label_column(packed, config)}"
+        columns = {"image": "image", "label": label}
+        scorer = ClassificationScorer(torch.from_numpy(packed.read(label)).long())
+    else:
+        columns = {"image": "image", "tokens": "tokens"}
+        group = torch.from_numpy(match_groups(packed, config.evaluation.match))
+        scorer = RetrievalScorer(group, config.evaluation.batch_size)
+    source = Source(packed, columns, config.data.memory_mib)
+    maker = BatchMaker(source, config.data, device, config.fit.channels_last)
+    slot = Slot(engine, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
+    # --- the cluster
+    ledger = Ledger()
+    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
+    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
+    fed = SlotFederation(slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals)
+    # --- what people see
+    reporter: RunReporter | SilentReporter = SilentReporter()
+    if runtime.is_first:
+        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], SHOWN[config.model.kind])
+
+    def locate(where: str) -> None:
+        runtime.where[0] = where
+
+    run = Run(
+        config,
+        fed,
+        algorithm,
+        Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, collectives, device),
+        reporter,
+        scorer.names,
+        evaluated,
+        {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
+        lambda: runtime.stop.requested,
+        locate,
+    )
+    return run, sites, reporter.close
+
+
+def versions() -> dict[str, str]:
+    return {"fedhpc": fedhpc.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+# ------------------------------------------------------------------------------------------------------- run folders
+def _open_run_dir(task: RunTask, runtime: Runtime) -> Any:
+    """Lock the folder, compare with the config that it began with, write the config. Rank 0 only."""
+    folder = task.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"the run folder {folder} cannot be written: {error}; set --run-dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise ValueError(f"another process is running in {folder}; wait for it, or set another --run-dir") from error
+    except OSError:  # a file system without locks: nothing to compare with
+        print(f"fedhpc: {folder} has no file locks, so two runs in it at once would not be noticed", file=sys.stderr)
+    stored = folder / "config.yaml"
+    if stored.exists() and (folder / "checkpoints").exists():
+        changes = changed_keys(yaml.safe_load(stored.read_text()), yaml.safe_load(dump_config(task.config)))
+        if changes and not task.accept_changes:
+            raise ValueError(
+                f"{folder} holds a run with another config: "
+                + "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changes.items())
+                + ". Use another --run-dir, start anew with --fresh, or resume all the same with --accept-changes"
+            )
+    stored.write_text(dump_config(task.config))
+    return lock
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new), for keys that could change the result of a resumed run."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*old, *new}):
+        dotted = prefix + key
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changes |= changed_keys(a, b, dotted + ".")
+        elif a != b and not any(dotted == free or (free.endswith(".") and dotted.startswith(free)) for free in FREE_KEYS):
+            changes[dotted] = (a, b)
+    return changes

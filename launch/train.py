@@ -1,0 +1,14 @@
+#!/usr/bin/env python
+"""What every rank runs: torchrun --nproc-per-node 4 launch/train.py configs/quickstart.yaml [key=value ...] [--run-dir DIR]
+
+The same as `fedhpc run` in each process; torchrun tells it which rank it is.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from fedhpc.cli import app
+
+if __name__ == "__main__":
+    app(["run", *sys.argv[1:]])
