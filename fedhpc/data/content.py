@@ -1,6 +1,6 @@
 """What schema version 1 of a packed file means, and the checksum over its content.
 
-Root attributes: fedhpc_schema (int), name, source, licence, command (that created it), created (UTC, ISO 8601), checksum,
+Root attributes: fedhpc_schema (int), name, source, licence, command (that made it), created (UTC, ISO 8601), checksum,
 generated (bool: not real data), num_rows, note. Datasets, N rows each unless said otherwise:
 
 ================================  ===============================================================================
@@ -76,7 +76,8 @@ def content_checksum(file: h5py.File, known: Mapping[str, bytes] | None = None) 
     """sha256 over every column: path, shape, dtype, attributes, values. Independent of creation time, command, chunking
     and compression: the same rows give the same checksum.
 
-    known: SHA-256 digests of column values that the writer took while it streamed them, so that they are not read again.
+    known: SHA-256 digests of column values that the writer took while it streamed them, so that they are not read
+    again.
     """
     total = hashlib.sha256(f"fedhpc pack {SCHEMA_VERSION}".encode())
     for path in column_paths(file):

@@ -1,9 +1,9 @@
-"""Reading a packed file. The format is described in :mod:`fedhpc.data.content`, writing is in :mod:`fedhpc.data.writer`."""
+"""Reading a packed file. Its format: :mod:`fedhpc.data.content`; writing it: :mod:`fedhpc.data.writer`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -167,9 +167,9 @@ class PackedFile:
     def read(self, column: str, rows: Array | None = None) -> Array:
         """Values of one column: [len(rows), ...] in the order of `rows` (int [n], repeats allowed), or all rows.
 
-        ``image`` uint8 [n, H, W, C] (decoded where stored encoded), ``tokens`` int32 [n, L], ``label/<name>`` int32 [n],
-        ``tabular/<name>`` float [n, D], ``site`` int32, ``split`` int8, ``mask_row`` int64, ``present/<modality>`` bool.
-        ``mask`` uint8 [n, H, W] counts its own rows: those that ``mask_row`` points to.
+        ``image`` uint8 [n, H, W, C] (decoded where stored encoded), ``tokens`` int32 [n, L], ``label/<name>`` int32
+        [n], ``tabular/<name>`` float [n, D], ``site`` int32, ``split`` int8, ``mask_row`` int64, ``present/<modality>``
+        bool. ``mask`` uint8 [n, H, W] counts its own rows: those that ``mask_row`` points to.
         Raises ValueError for an unknown column or rows out of range.
         """
         if column == "image" and "image_bytes" in self._file:
@@ -221,7 +221,7 @@ class PackedFile:
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{self.path} cannot be read to its end ({error}): copy or pack it again") from error
         if found != self.checksum:
-            raise ValueError(f"{self.path} was changed or damaged: its checksum is {found[:12]}..., {self.checksum[:12]}... "
+            raise ValueError(f"{self.path} was changed or damaged: its checksum is {found[:12]}, {self.checksum[:12]} "
                              "was written: copy or pack it again")  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- inside
@@ -238,7 +238,9 @@ class PackedFile:
             raise ValueError(f"rows must be integers [n], not {rows.dtype} {list(rows.shape)}")
         rows = rows.astype(np.int64)
         if rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < length:
-            raise ValueError(f"{self.path} has rows 0..{length - 1}; {int(rows.min())}..{int(rows.max())} were asked for")
+            raise ValueError(
+                f"{self.path} has rows 0..{length - 1}; {int(rows.min())}..{int(rows.max())} were asked for"
+            )
         return rows
 
     def _read_strings(self, column: str, rows: Array | None) -> Any:
@@ -265,13 +267,13 @@ class PackedFile:
                 row = int(rows[place])
                 picture = packed[int(offsets[row]) - base : int(offsets[row + 1]) - base]
                 if picture:
-                    out[place] = _checked(lambda p=picture: decode_image(p, shape[2]), row, self.path, shape)
+                    out[place] = _decoded(picture, row, self.path, shape)
         return out
 
 
-def _checked(decode: Callable[[], Array], row: int, path: Path, shape: tuple[int, int, int]) -> Array:
+def _decoded(picture: bytes, row: int, path: Path, shape: tuple[int, int, int]) -> Array:
     try:
-        image = decode()
+        image = decode_image(picture, shape[2])
     except ValueError as error:
         raise ValueError(f"{path}, row {row}: {error}; copy or pack the file again") from error
     if image.shape != shape:
@@ -302,7 +304,9 @@ def _open(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         if "truncated" in str(error):
-            raise ValueError(f"{path} is truncated ({error}): the copy or the pack was cut short; do it again") from error
+            raise ValueError(
+                f"{path} is truncated ({error}): the copy or the pack was cut short; do it again"
+            ) from error
         if "signature" in str(error):
             raise ValueError(f"{path} is not an HDF5 file: data.path must name a file made by `fedhpc pack`") from error
         raise ValueError(f"{path} cannot be opened: {error}") from error

@@ -16,7 +16,8 @@ def decode_image(data: bytes, channels: int | None = None) -> Array:
     """Decode JPEG, PNG or any other format of Pillow, turned upright by its EXIF orientation.
 
     channels: 1 or 3 converts; None keeps grey as 1 and colour as 3. Returns uint8 [H, W, C].
-    Raises ValueError for bytes that are no picture, and for more than 8 bits a channel, whose grey levels would be lost.
+    Raises ValueError for bytes that are no picture, and for more than 8 bits a channel, whose grey levels would be
+    lost.
     """
     if not data:
         raise ValueError("the picture has no bytes")

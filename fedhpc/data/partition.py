@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,8 +72,8 @@ def partition(
     """Deal N rows to clients, whole patients at a time; every row goes to exactly one client.
 
     site, labels: (codes int [N], names); patient: str [N], or None where each row is its own; split: int8 [N], 0/1/2.
-    Deterministic in random_seed. Raises ValueError for a patient in two splits (or, with ``column``, of two values), for
-    an unknown column, for rows without a value, and where `min_examples` training rows cannot be reached.
+    Deterministic in random_seed. Raises ValueError for a patient in two splits (or, with ``column``, of two values),
+    for an unknown column, for rows without a value, and where `min_examples` training rows cannot be reached.
     """
     patients = _group(patient, np.asarray(split))
     if isinstance(config, ColumnPartition):
@@ -118,8 +119,8 @@ def _group(patient: Array | None, split: Array) -> _Patients:
     np.maximum.at(highest, of_row, split.astype(np.int8))
     cut = np.flatnonzero(lowest != highest)
     if len(cut):
-        raise ValueError(f"patient '{names[cut[0]]}' (and {len(cut) - 1} more) is in two splits: the file must be split "
-                         "by patient; pack it again with --split")  # fmt: skip
+        raise ValueError(f"patient '{names[cut[0]]}' (and {len(cut) - 1} more) is in two splits: the file must be "
+                         "split by patient; pack it again with --split")  # fmt: skip
     return _Patients(of_row, lowest, np.bincount(of_row, minlength=len(names)), names)
 
 
@@ -142,7 +143,7 @@ def _generator(random_seed: int, purpose: str, attempt: int = 0) -> np.random.Ge
 
 
 def _iid(patients: _Patients, members: Array, num_clients: int, random: np.random.Generator) -> Array:
-    """Deal `members` round robin, split after split, from a random first client on. Returns int64 [P], -1 for others."""
+    """Deal `members` round robin, split after split, from a random first client on: int64 [P], -1 for others."""
     client = np.full(patients.count, -1, np.int64)
     shuffled = random.permutation(members)
     ordered = shuffled[np.argsort(patients.split[shuffled], kind="stable")]
@@ -151,7 +152,7 @@ def _iid(patients: _Patients, members: Array, num_clients: int, random: np.rando
 
 
 def _cut(patients: _Patients, members: Array, shares: Array, client: Array, random: np.random.Generator) -> None:
-    """Give each client its share of the members' rows, in every split alike: a patient goes where its middle row falls."""
+    """Give each client its share of the members' rows, in each split alike: a patient goes where its middle row is."""
     edges = np.cumsum(shares)
     edges /= edges[-1]
     for code in range(len(SPLITS)):
@@ -162,7 +163,7 @@ def _cut(patients: _Patients, members: Array, shares: Array, client: Array, rand
 
 
 def _shares(random: np.random.Generator, alpha: float, num_clients: int) -> Array:
-    """One draw of Dirichlet(alpha). A tiny alpha can underflow to all zeros: then one client gets everything, its limit."""
+    """One draw of Dirichlet(alpha). A tiny alpha can underflow to zeros: then one client gets all, its limit."""
     shares = random.dirichlet(np.full(num_clients, alpha))
     if not np.isfinite(shares).all() or shares.sum() <= 0:
         shares = np.zeros(num_clients)
@@ -210,9 +211,9 @@ def _redrawn(
         if least >= config.min_examples:
             return client
         best = max(best, least)
-    raise ValueError(f"in {_DRAWS} draws with partition.alpha {config.alpha} the smallest of {config.num_clients} clients "
-                     f"got at best {best} training rows, min_examples is {config.min_examples}: raise alpha, or lower "
-                     "num_clients or min_examples")  # fmt: skip
+    raise ValueError(f"in {_DRAWS} draws with partition.alpha {config.alpha} the smallest of {config.num_clients} "
+                     f"clients got at best {best} training rows, min_examples is {config.min_examples}: raise alpha, "
+                     "or lower num_clients or min_examples")  # fmt: skip
 
 
 def _by_column(
@@ -259,8 +260,8 @@ def _too_few(config: Partition, train_rows: Array, names: list[str]) -> str:
     few = np.flatnonzero(train_rows < config.min_examples)
     listed = ", ".join(f"{names[k]} ({train_rows[k]})" for k in few[:8]) + (", ..." if len(few) > 8 else "")
     cure = "choose another column or kind" if isinstance(config, ColumnPartition) else "lower partition.num_clients"
-    return (f"{len(few)} of {len(names)} clients have fewer than partition.min_examples = {config.min_examples} training "
-            f"rows: {listed}; {cure}, or lower min_examples")  # fmt: skip
+    return (f"{len(few)} of {len(names)} clients have fewer than partition.min_examples = {config.min_examples} "
+            f"training rows: {listed}; {cure}, or lower min_examples")  # fmt: skip
 
 
 def _clients(client_of_row: Array, split: Array, names: list[str]) -> list[ClientRows]:
@@ -268,5 +269,5 @@ def _clients(client_of_row: Array, split: Array, names: list[str]) -> list[Clien
     key = client_of_row * len(SPLITS) + split
     order = np.argsort(key, kind="stable").astype(np.int64)  # stable: rows stay sorted within client and split
     edges = np.searchsorted(key[order], np.arange(len(names) * len(SPLITS) + 1))
-    parts = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [order[a:b] for a, b in itertools.pairwise(edges)]
     return [ClientRows(k, name, *parts[k * 3 : k * 3 + 3]) for k, name in enumerate(names)]

@@ -1,8 +1,8 @@
 """Generated chest-like pictures: NOT real data. Torso, lungs, ribs, heart, diaphragm, and findings drawn into them.
 
 Sides are the patient's: "left" is on the right of the picture, as in a radiograph. Coordinates run from 0 to 1 over the
-picture, y downwards. Sites differ in scanner (contrast, gamma, noise, blur, vignette, field of view, brightness), in how
-often a finding occurs, and in wording (see :mod:`fedhpc.data.phantom_words`).
+picture, y downwards. Sites differ in scanner (contrast, gamma, noise, blur, vignette, field of view, brightness), in
+how often a finding occurs, and in wording (see :mod:`fedhpc.data.phantom_words`).
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def draw_anatomy(n: int, random: np.random.Generator) -> Array:
     return random.uniform(low, high, (n, 8)).astype(np.float32)
 
 
-def draw_pictures(
-    attributes: Array, anatomy: Array, scanner: Scanner, size: int, random: np.random.Generator
-) -> Array:
+def draw_pictures(attributes: Array, anatomy: Array, scanner: Scanner, size: int, random: np.random.Generator) -> Array:
     """uint8 [n, size, size, 1] pictures of n rows of attributes [n, 10] and anatomy [n, 8]."""
     canvas = _Canvas(attributes, anatomy, scanner, size, random)
     canvas.draw_body()
@@ -117,7 +115,9 @@ class _Canvas:
     def _column(self, values: Array) -> Array:
         return np.asarray(values, np.float32)[:, None, None]
 
-    def _ellipse(self, cx: Array | float, cy: Array | float, rx: Array | float, ry: Array | float, edge: float) -> Array:
+    def _ellipse(
+        self, cx: Array | float, cy: Array | float, rx: Array | float, ry: Array | float, edge: float
+    ) -> Array:
         """1 inside, 0 outside, with a soft edge (in radii)."""
         distance = np.sqrt(((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2)
         return _step((1.0 - distance) / edge)
@@ -150,7 +150,9 @@ class _Canvas:
                 grade = self._grade(f"opacity_{side}_{zone}")
                 blob = self._blob(self._jitter(centre, 0.03), self._jitter(height, 0.03), self._jitter(0.075, 0.012))
                 self.picture += (np.float32(0.10) * grade + np.float32(0.07) * grade**2) * blob * (0.15 + 0.85 * lung)
-            level = self._jitter(0.575, 0.03) - 1.6 * (self.x - 0.5 - (centre - 0.5) * 0.6) ** 2  # fluid with a meniscus
+            level = (
+                self._jitter(0.575, 0.03) - 1.6 * (self.x - 0.5 - (centre - 0.5) * 0.6) ** 2
+            )  # fluid with a meniscus
             fluid = _step((self.y - level) / 0.02) * lung
             self.picture += np.float32(0.42) * self._grade(f"effusion_{side}") * fluid
             nodule = self._blob(self._jitter(centre, 0.05), self._jitter(0.43, 0.13), self._jitter(0.026, 0.004))
@@ -196,7 +198,5 @@ def _blur(picture: Array, sigma: float) -> Array:
         pad[axis] = (radius, radius)
         wide = np.pad(picture, pad, mode="edge")
         n = picture.shape[axis]
-        picture = sum(
-            tap * np.take(wide, np.arange(k, k + n), axis=axis) for k, tap in enumerate(taps)
-        )  # type: ignore[assignment]
+        picture = sum(tap * np.take(wide, np.arange(k, k + n), axis=axis) for k, tap in enumerate(taps))
     return picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,12 +48,12 @@ def _grow(counts: Counter[str], vocab_size: int) -> dict[str, int]:
     words = [([c if i == 0 else f"##{c}" for i, c in enumerate(w)], n) for w, n in sorted(counts.items())]
     tokens = [*SPECIAL, *sorted({piece for pieces, _ in words for piece in pieces})]
     if len(tokens) > vocab_size:
-        raise ValueError(f"vocab_size {vocab_size} cannot hold the {len(tokens)} characters and special tokens of these "
-                         f"texts: set it to {len(tokens)} or more")  # fmt: skip
+        raise ValueError(f"vocab_size {vocab_size} cannot hold the {len(tokens)} characters and special tokens of "
+                         f"these texts: set it to {len(tokens)} or more")  # fmt: skip
     pairs: Counter[tuple[str, str]] = Counter()
     places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for index, (pieces, n) in enumerate(words):
-        for pair in zip(pieces, pieces[1:], strict=False):
+        for pair in itertools.pairwise(pieces):
             pairs[pair] += n
             places[pair].add(index)
     known = set(tokens)
@@ -71,10 +72,10 @@ def _grow(counts: Counter[str], vocab_size: int) -> dict[str, int]:
         touched: set[tuple[str, str]] = set()
         for index in sorted(places.pop(pair)):
             pieces, n = words[index]
-            for old in zip(pieces, pieces[1:], strict=False):
+            for old in itertools.pairwise(pieces):
                 pairs[old] -= n
             pieces[:] = _merge(pieces, pair, merged)
-            for new in zip(pieces, pieces[1:], strict=False):
+            for new in itertools.pairwise(pieces):
                 pairs[new] += n
                 places[new].add(index)
                 touched.add(new)

@@ -1,4 +1,4 @@
-"""Writing a packed file: all or nothing, pictures streamed by rows. The format is described in :mod:`fedhpc.data.content`."""
+"""Writing a packed file: all or nothing, pictures streamed by rows. Its format: :mod:`fedhpc.data.content`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ _CHUNK_BYTES = 1 << 20
 class PackWriter:
     """Context manager that writes one packed file.
 
-    Everything goes to a temporary name in the same folder. At a clean end the file is checked, synced to disk and renamed;
-    after any exception, KeyboardInterrupt included, it is removed: an interrupted pack leaves nothing at the final name.
+    Everything goes to a temporary name in the same folder. At a clean end the file is checked, synced to disk and
+    renamed; after any exception, KeyboardInterrupt included, it is removed: an interrupted pack leaves nothing at the
+    final name.
 
-    Pictures are added in row order by `add_images` or `add_encoded`, in as many calls as one likes; every other column is
-    set once, whole. `row_id` and `split` are required; `patient` defaults to `row_id`, `site` to one site with the set's
-    name. Raises ValueError where columns disagree, and FileExistsError when `path` exists and `overwrite` is False.
+    Pictures are added in row order by `add_images` or `add_encoded`, in as many calls as one likes; every other column
+    is set once, whole. `row_id` and `split` are required; `patient` defaults to `row_id`, `site` to one site with the
+    set's name. Raises ValueError where columns disagree, and when `path` exists and `overwrite` is False.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class PackWriter:
             if not value.strip():
                 raise ValueError(f"a packed file needs a {key}: set --{key}")
         if self.path.exists() and not overwrite:
-            raise FileExistsError(f"{self.path} exists already: choose another name, delete it, or set --overwrite")
+            raise ValueError(f"{self.path} exists already: choose another name, delete it, or set --overwrite")
         self._attrs: dict[str, str | int | bool] = {
             **(extra or {}),
             "fedhpc_schema": SCHEMA_VERSION,
@@ -66,7 +67,7 @@ class PackWriter:
         self._chunk_rows = chunk_rows
         self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         self._lengths: dict[str, int] = {}
-        self._digests: dict[str, "hashlib._Hash"] = {}
+        self._digests: dict[str, hashlib._Hash] = {}
         self._offsets: list[int] = [0]
         self._patients: list[str] | None = None
         self._row_ids: list[str] | None = None

@@ -46,7 +46,8 @@ def phantom_path(config: PhantomConfig) -> Path:
 def ensure_phantom(config: PhantomConfig, path: Path | None = None) -> Path:
     """The phantom set of `config`, generated if it is not there yet; at `phantom_path` when no path is given.
 
-    Safe when several processes call it at once: each writes its own temporary file, and the renames give the same content.
+    Safe when several processes call it at once: each writes its own temporary file, and the renames give the same
+    content.
     Raises ValueError when `path` holds anything else than this very set.
     """
     path = phantom_path(config) if path is None else Path(path)
@@ -56,11 +57,15 @@ def ensure_phantom(config: PhantomConfig, path: Path | None = None) -> Path:
     with PackedFile(path) as packed:
         found = packed.attribute("phantom")
     if found is None:
-        raise ValueError(f"{path} exists and is no phantom set: set data.phantom to null to read it, or another data.path")
+        raise ValueError(
+            f"{path} exists and is no phantom set: set data.phantom to null to read it, or another data.path"
+        )
     if found != phantom_key(config):
         old, new = json.loads(found), json.loads(phantom_key(config))
         differs = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in new if old.get(k) != new[k])
-        raise ValueError(f"{path} holds a phantom set of another config ({differs}): set another data.path, or delete it")
+        raise ValueError(
+            f"{path} holds a phantom set of another config ({differs}): set another data.path, or delete it"
+        )
     return path
 
 
@@ -91,9 +96,7 @@ def write_phantom(config: PhantomConfig, path: Path, *, command: str = "") -> No
             for images in part.pictures(config.image_size):
                 pack.add_images(images)
         pack.set_text(texts)
-        pack.set_tokens(
-            tokens, tokenizer_json=tokenizer.to_str(), pad_token=0, vocab_size=tokenizer.get_vocab_size()
-        )
+        pack.set_tokens(tokens, tokenizer_json=tokenizer.to_str(), pad_token=0, vocab_size=tokenizer.get_vocab_size())
         pack.set_label("finding", primary_finding(attributes), FINDINGS)
         for place, (name, classes) in enumerate(ATTRIBUTES.items()):
             pack.set_label(name, attributes[:, place], classes)

@@ -12,11 +12,13 @@ def split_by_patient(
 ) -> np.ndarray:
     """int8 [N] split codes; whole patients, drawn at random within each stratum (int [N]: a site or a class).
 
-    A patient belongs to the stratum of its first row. Counts are rounded so that over all strata each split comes within
-    one patient of its fraction; a stratum with three patients or more has one to train on.
+    A patient belongs to the stratum of its first row. Counts are rounded so that over all strata each split comes
+    within one patient of its fraction; a stratum with three patients or more has one to train on.
     """
     if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"a split is three fractions train,val,test that add up to 1, not {','.join(map(str, fractions))}")
+        raise ValueError(
+            f"a split is three fractions train,val,test that add up to 1, not {','.join(map(str, fractions))}"
+        )
     names, first, of_row = np.unique(np.asarray(patients, dtype=str), return_index=True, return_inverse=True)
     group = np.asarray(stratum)[first]
     random = np.random.default_rng((random_seed, 0x5B117))

@@ -49,9 +49,7 @@ configs = st.one_of(
         num_clients=st.integers(1, 12),
         alpha=st.floats(1e-3, 100),
     ),
-    st.builds(
-        QuantityPartition, kind=st.just("quantity"), num_clients=st.integers(1, 12), alpha=st.floats(1e-3, 100)
-    ),
+    st.builds(QuantityPartition, kind=st.just("quantity"), num_clients=st.integers(1, 12), alpha=st.floats(1e-3, 100)),
     st.just(ColumnPartition(kind="column", column="site")),
 )
 
@@ -77,7 +75,9 @@ def test_every_row_goes_to_one_client_and_no_patient_is_cut(config: Partition, s
             for one in data["patient"][rows]:
                 assert owner.setdefault(one, client.id) == client.id
     again = deal(config, data, seed)
-    assert all(np.array_equal(a.train, b.train) and np.array_equal(a.test, b.test) for a, b in zip(clients, again))
+    assert all(
+        np.array_equal(a.train, b.train) and np.array_equal(a.test, b.test) for a, b in zip(clients, again, strict=True)
+    )
 
 
 def test_another_seed_deals_otherwise() -> None:
@@ -164,11 +164,11 @@ def test_refusals_name_what_to_change() -> None:
     data = single_rows(60)
     with pytest.raises(ValueError, match="lower num_clients"):
         deal(IidPartition(num_clients=61), data)
-    with pytest.raises(ValueError, match="lower partition.num_clients"):
+    with pytest.raises(ValueError, match=r"lower partition.num_clients"):
         deal(IidPartition(num_clients=6, min_examples=30), data)
-    with pytest.raises(ValueError, match="partition.label is 'sort'.*it has kind"):
+    with pytest.raises(ValueError, match=r"partition.label is 'sort'.*it has kind"):
         deal(DirichletPartition(kind="dirichlet", label="sort", num_clients=2, alpha=1), data)
-    with pytest.raises(ValueError, match="partition.column is 'sort'.*site, kind"):
+    with pytest.raises(ValueError, match=r"partition.column is 'sort'.*site, kind"):
         deal(ColumnPartition(kind="column", column="sort"), data)
     data["label"][7] = -1
     with pytest.raises(ValueError, match="1 rows have no value"):
@@ -178,7 +178,7 @@ def test_refusals_name_what_to_change() -> None:
     with pytest.raises(ValueError, match="patient 'same' has rows of"):
         deal(ColumnPartition(kind="column", column="kind"), data)
     data["split"][5] = 2
-    with pytest.raises(ValueError, match="patient 'same'.*two splits"):
+    with pytest.raises(ValueError, match=r"patient 'same'.*two splits"):
         deal(IidPartition(num_clients=1), data)
 
 
