@@ -1,0 +1,1 @@
+"""Pure functions from predictions to numbers. They know tensors, neither models nor clients."""

@@ -1,0 +1,1 @@
+"""Models: encoders from timm and transformers, what joins them, and the names of their exchangeable blocks."""

@@ -1,0 +1,237 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertLayer
+
+from fedhpc.algorithms.objectives import image_text_alignment
+from fedhpc.config.schema import DualEncoderConfig
+from fedhpc.interfaces import DataSpec
+from fedhpc.models.blocks import FlatModel
+from fedhpc.models.dual_encoder import AlignBlock, DualEncoder, ProjectionHead
+from fedhpc.models.zoo import build_model
+
+SPEC = DataSpec(image_channels=1, image_size=(64, 64), vocab_size=50, max_tokens=12)
+IMAGE = {"name": "vit_tiny_patch16_224", "options": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+RESNET = {"name": "resnet10t", "options": {"channels": [8, 8, 16, 16], "stem_width": 8}}
+TEXT = {
+    "name": "bert",
+    "options": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+}
+
+
+def build(**keys: object) -> DualEncoder:
+    section = {"kind": "dual_encoder", "image": IMAGE, "text": TEXT, "head_hidden": 24, "embed_dim": 8, **keys}
+    model = build_model(DualEncoderConfig(**section), SPEC)  # type: ignore[arg-type]
+    assert isinstance(model, DualEncoder)
+    return model
+
+
+def make_batch(rows: int = 4) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(2, 50, (rows, 12), generator=generator)
+    tokens[0, 5:] = 0
+    return {"image": torch.randn(rows, 1, 64, 64, generator=generator), "tokens": tokens}
+
+
+# ---------------------------------------------------------------------------------- align block
+def test_align_block_is_a_vit_layer_read_at_its_first_token() -> None:
+    from timm.models.vision_transformer import Block
+
+    torch.manual_seed(0)
+    ours = AlignBlock(16, 4, norm_first=True)
+    theirs = Block(16, 4, qkv_bias=True, norm_layer=nn.LayerNorm)
+    for p in ours.parameters():
+        nn.init.normal_(p, std=0.5)
+    attention = theirs.attn
+    key_bias = torch.randn(16)  # cancels
+    attention.qkv.weight.data = torch.cat([ours.query.weight, ours.key.weight, ours.value.weight])
+    attention.qkv.bias.data = torch.cat([ours.query.bias, key_bias, ours.value.bias])
+    attention.proj.load_state_dict(ours.out.state_dict())
+    theirs.norm1.load_state_dict(ours.norm1.state_dict())
+    theirs.norm2.load_state_dict(ours.norm2.state_dict())
+    theirs.norm1.eps = theirs.norm2.eps = ours.norm1.eps
+    theirs.mlp.fc1.load_state_dict(ours.mlp[0].state_dict())
+    theirs.mlp.fc2.load_state_dict(ours.mlp[2].state_dict())
+    tokens = torch.randn(3, 7, 16)
+    torch.testing.assert_close(ours(tokens), theirs(tokens)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_align_block_is_a_bert_layer_read_at_its_first_token() -> None:
+    torch.manual_seed(0)
+    ours = AlignBlock(16, 4, norm_first=False)
+    for p in ours.parameters():
+        nn.init.normal_(p, std=0.5)
+    config = BertConfig(hidden_size=16, num_attention_heads=4, intermediate_size=64, attn_implementation="eager")
+    theirs = BertLayer(config).eval()
+    own = theirs.attention.self
+    own.query.load_state_dict(ours.query.state_dict())
+    own.key.weight.data = ours.key.weight
+    own.value.load_state_dict(ours.value.state_dict())
+    theirs.attention.output.dense.load_state_dict(ours.out.state_dict())
+    theirs.attention.output.LayerNorm.load_state_dict(ours.norm1.state_dict())
+    theirs.intermediate.dense.load_state_dict(ours.mlp[0].state_dict())
+    theirs.output.dense.load_state_dict(ours.mlp[2].state_dict())
+    theirs.output.LayerNorm.load_state_dict(ours.norm2.state_dict())
+    tokens = torch.randn(2, 5, 16)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    expected = theirs(tokens, torch.where(mask, 0.0, -1e9)[:, None, None, :])
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(ours(tokens, mask), expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- projection head
+def test_projection_head_with_batch_norm_by_hand() -> None:
+    torch.manual_seed(0)
+    head = ProjectionHead(6, 10, 4, "batch")
+    x = torch.randn(5, 6)
+
+    def norm(y: torch.Tensor) -> torch.Tensor:
+        return (y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()
+
+    hidden = norm(x @ head.linear1.weight.T).relu()
+    expected = F.normalize(norm(hidden @ head.linear2.weight.T), dim=-1)
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_refuses_to_train_on_one_row_layer_norm_does_not() -> None:
+    with pytest.raises(ValueError, match="head_norm: layer"):
+        ProjectionHead(6, 10, 4, "batch")(torch.randn(1, 6))
+    assert ProjectionHead(6, 10, 4, "batch").eval()(torch.randn(1, 6)).shape == (1, 4)
+    assert ProjectionHead(6, 10, 4, "layer")(torch.randn(1, 6)).shape == (1, 4)
+
+
+# ---------------------------------------------------------------------------------- forward
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+@pytest.mark.parametrize("image", [IMAGE, RESNET])
+def test_outputs(align: bool, head_norm: str, image: dict[str, object]) -> None:
+    model = build(align=align, head_norm=head_norm, image=image)
+    out = model(make_batch())
+    assert {name: tuple(value.shape) for name, value in out.items()} == {
+        "image": (4, 8),
+        "text": (4, 8),
+        "image_features": (4, model.image_encoder.width),
+        "text_features": (4, 16),
+        "log_temperature": (1,),
+    }
+    for name in ("image", "text"):
+        torch.testing.assert_close(out[name].norm(dim=1), torch.ones(4))
+
+
+def test_one_modality_gives_the_same_as_both() -> None:
+    model = build().eval()
+    batch = make_batch()
+    both = model(batch)
+    image = model({"image": batch["image"]})
+    text = model({"tokens": batch["tokens"]})
+    assert set(image) == {"image", "image_features", "log_temperature"}
+    assert set(text) == {"text", "text_features", "log_temperature"}
+    assert torch.equal(image["image"], both["image"])
+    assert torch.equal(text["text"], both["text"])
+
+
+def test_batch_without_either_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the batch has label; .* needs image, tokens or both"):
+        build()({"label": torch.zeros(3)})
+
+
+def test_padding_does_not_reach_the_text_embedding() -> None:
+    model = build().eval()
+    tokens = make_batch()["tokens"][:1]
+    torch.testing.assert_close(model({"tokens": tokens})["text"], model({"tokens": tokens[:, :5]})["text"])
+
+
+def test_temperature() -> None:
+    fixed, learned = build(temperature=0.2), build(temperature=0.2, learn_temperature=True)
+    assert fixed.log_temperature.shape == (1,)
+    assert fixed.temperature().item() == pytest.approx(0.2)
+    assert math.exp(fixed(make_batch())["log_temperature"].item()) == pytest.approx(0.2)
+    assert not fixed.log_temperature.requires_grad
+    image_text_alignment(learned, make_batch()).backward()
+    assert learned.log_temperature.grad is not None
+    assert learned.log_temperature.grad.abs().item() > 0
+
+
+# ---------------------------------------------------------------------------------- gradients, blocks
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("head_norm", ["batch", "layer"])
+@pytest.mark.parametrize("image", [IMAGE, RESNET])
+def test_gradient_reaches_every_trainable_parameter(align: bool, head_norm: str, image: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    model = build(align=align, head_norm=head_norm, image=image, learn_temperature=True)
+    with torch.no_grad():  # ResNet's last norms start at zero, which hides the gradient of what lies before them
+        for name, parameter in model.named_parameters():
+            if name.endswith("weight") and not parameter.any():
+                parameter.fill_(0.5)
+    image_text_alignment(model, make_batch(8)).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    # No parameter that the loss cannot depend on: apart from attention's key biases (they cancel in the softmax) and
+    # embeddings of absent tokens, gradients are more than rounding errors.
+    tiny = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() < 1e-9]
+    assert [n for n in tiny if "key.bias" not in n] == []
+
+
+def test_blocks_cover_the_model_and_leave_out_what_is_frozen() -> None:
+    model = build(learn_temperature=True)
+    blocks = FlatModel(model).shared
+    parts = {f"{part}/{modality}" for part in ("encoder", "align", "head") for modality in ("image", "text")}
+    assert set(model.block_prefixes) == set(blocks) == parts | {"temperature"}
+    assert sum(len(b.layout.specs) for b in blocks.values()) == sum(
+        1 for _, t in [*model.named_parameters(), *model.named_buffers()] if t.is_floating_point()
+    )
+    assert dict(blocks["temperature"])["log_temperature"].shape == (1,)
+    frozen = build(image={**IMAGE, "freeze": True}, align=False)
+    assert set(FlatModel(frozen).shared) == {"encoder/text", "head/image", "head/text"}
+
+
+def test_frozen_encoder_gets_no_gradient_and_its_neighbours_do() -> None:
+    model = build(image={**RESNET, "freeze": True}, text={**TEXT, "freeze": True}).train()
+    statistics = {n: b.clone() for n, b in model.image_encoder.named_buffers()}
+    image_text_alignment(model, make_batch()).backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if "encoder." in n)
+    assert all(p.grad is not None for n, p in model.named_parameters() if "_align." in n or "_head." in n)
+    assert all(torch.equal(statistics[n], b) for n, b in model.image_encoder.named_buffers())
+
+
+def test_copy_is_independent_and_equal() -> None:
+    model = build().eval()
+    twin = copy.deepcopy(model)
+    assert torch.equal(model(make_batch())["image"], twin(make_batch())["image"])
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(1.0)
+    assert not torch.equal(model(make_batch())["image_features"], twin(make_batch())["image_features"])
+
+
+def test_same_seed_same_model() -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        models.append(build())
+    for (name, a), b in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_align_heads_must_divide_both_widths() -> None:
+    with pytest.raises(ValueError, match=r"align_heads: 12 does not divide .*image 32, text 16.*: 16 or one"):
+        build(align_heads=12)
+
+
+def test_a_few_steps_learn_a_batch_by_heart() -> None:
+    torch.manual_seed(0)
+    model = build(head_norm="layer")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    batch = make_batch(8)
+    losses = []
+    for _ in range(30):
+        loss = image_text_alignment(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
