@@ -41,7 +41,7 @@ test-all: $(STAMP)  ## Every test
 	$(PYTEST)
 
 bench: $(STAMP)  ## The round-throughput benchmark; see benchmarks/
-	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python benchmarks/rounds/fedhpc_run.py --model cnn --ranks 2 --rounds 8
 
 clean:  ## Remove caches and build products; keeps .venv, data and runs
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

@@ -71,6 +71,8 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
+        if model.image.name in ("cnn", "cnn_tiny"):
+            add("model.image", "pretrained options freeze", f"with name: {model.image.name}, which is no timm network")
     else:
         add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
         if not model.align:
@@ -88,7 +90,8 @@ def _idle(config: RunConfig) -> Iterator[str]:
             section = getattr(section, part)
         assert isinstance(section, BaseModel) and key in type(section).model_fields, dotted
         value = getattr(section, key)
-        if key in section.model_fields_set and value is not None and value != []:
+        is_off = value is None or value is False or value in ([], {})  # says what holds anyway
+        if key in section.model_fields_set and not is_off:
             given = shown(list(value) if isinstance(value, tuple) else value)
             yield f"{dotted} = {given}: has no effect {why}; remove it"
 

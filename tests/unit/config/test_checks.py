@@ -82,6 +82,10 @@ def test_conflict(problems: Problems, overrides: list[str], line: str) -> None:
         ([CLASSIFIER, "data.label=x", "data.max_tokens=9"], "data.max_tokens = 9: has no effect with model.kind"),
         (["data.label=x"], 'data.label = "x": has no effect with model.kind: dual_encoder'),
         (["model.align=false", "model.align_heads=2"], "model.align_heads = 2: has no effect with align: false"),
+        (
+            [CLASSIFIER, "data.label=x", "model.image.options={depth: 2}"],
+            'model.image.options = {"depth": 2}: has no effect with name: cnn_tiny',
+        ),
         (["evaluation.split=test"], 'evaluation.split = "test": has no effect without evaluation.every'),
     ],
 )
@@ -95,6 +99,7 @@ def test_key_without_effect(problems: Problems, overrides: list[str], line: str)
 def test_null_and_empty_are_not_taken_as_set(problems: Problems) -> None:
     assert problems("algorithm={name: local}", "cohort.size=null", "aggregation.local_blocks=[]") == []
     assert problems("data.label=null") == []
+    assert problems(CLASSIFIER, "data.label=x", "model.image.options={}", "model.image.freeze=false") == []
 
 
 @pytest.mark.parametrize(
