@@ -14,14 +14,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-import torch
-import torch.distributed as dist
-
-from fedhpc.comm.liveness import Liveness
-from fedhpc.comm.mesh import Mesh, build_mesh
 from fedhpc.config.schema import MeshConfig, RuntimeConfig
+
+if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts ranks does without it
+    import torch
+    import torch.distributed as dist
+
+    from fedhpc.comm.liveness import Liveness
+    from fedhpc.comm.mesh import Mesh
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
@@ -112,6 +114,12 @@ class Runtime:
     @classmethod
     def start(cls, config: RuntimeConfig, mesh: MeshConfig) -> Runtime:
         """Joins the process group when there are several ranks. Every rank calls this."""
+        import torch
+        import torch.distributed as dist
+
+        from fedhpc.comm.liveness import Liveness
+        from fedhpc.comm.mesh import build_mesh
+
         launch = read_launch()
         torch.set_num_threads(config.threads_per_rank)
         device = _device(config.device, launch)
@@ -149,6 +157,8 @@ class Runtime:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        import torch.distributed as dist
+
         if kind is None and self.liveness is not None:
             dist.barrier()  # nobody leaves while a neighbour may still need it
         if self.liveness is not None:
@@ -160,6 +170,8 @@ class Runtime:
 
 
 def _device(name: str, launch: Launch) -> torch.device:
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device: cuda, but torch sees no GPU; set runtime.device: auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -174,6 +186,8 @@ def _device(name: str, launch: Launch) -> torch.device:
 
 
 def _store(launch: Launch, timeout: datetime.timedelta) -> dist.Store:
+    import torch.distributed as dist
+
     if STORE_FD in os.environ:
         host, port, fd = os.environ[STORE_FD].split(":")
         return dist.TCPStore(
