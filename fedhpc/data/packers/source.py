@@ -138,17 +138,28 @@ def _open_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give an npz archive with jpeg or png, and offsets")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            kinds = [key for key in ("jpeg", "png") if key in archive]
-            if len(kinds) != 1 or "offsets" not in archive:
-                raise ValueError(f"{path} must hold one of jpeg and png, and offsets; it holds {', '.join(archive)}")
-            data, offsets = archive[kinds[0]], archive["offsets"]
+        with zipfile.ZipFile(path) as members:  # np.load would try other formats, and speak of pickle
+            names = [name.removesuffix(".npy") for name in members.namelist()]
+        kinds = [name for name in ("jpeg", "png") if name in names]
+        if len(kinds) == 1 and "offsets" in names:
+            with np.load(path, allow_pickle=False) as archive:
+                data, offsets = archive[kinds[0]], archive["offsets"]
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise ValueError(f"{path} is truncated or no npz archive ({error}): copy it again") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: its arrays cannot be read ({error}): they must be plain uint8 and int64") from error
+    if len(kinds) != 1 or "offsets" not in names:
+        raise ValueError(f"{path} must hold one of jpeg and png, and offsets; it holds {', '.join(names)}")
     fits = (
-        data.dtype == np.uint8 and data.ndim == 1 and offsets.ndim == 1 and offsets.dtype.kind in "iu"
-        and len(offsets) > 1 and offsets[0] == 0 and offsets[-1] == len(data) and bool((np.diff(offsets.astype(np.int64)) >= 0).all())
-    )  # fmt: skip
+        data.dtype == np.uint8
+        and data.ndim == 1
+        and offsets.ndim == 1
+        and offsets.dtype.kind in "iu"
+        and len(offsets) > 1
+        and offsets[0] == 0
+        and offsets[-1] == len(data)
+        and bool((np.diff(offsets.astype(np.int64)) >= 0).all())
+    )
     if not fits:
         raise ValueError(f"{path}: offsets must be integers that rise from 0 to {len(data)}, the length of the data")
     return data, offsets.astype(np.int64)
