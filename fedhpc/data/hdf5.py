@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -156,7 +157,7 @@ class PackedFile:
         plain = [key for key, has in (("image", self.image_shape), ("text", "text" in self._file)) if has]
         return (*plain, *(f"tabular/{name}" for name in self.tabular_columns))
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Everything that `read` knows."""
         strings = {"text", "patient", "row_id", "tokenizer"}

@@ -277,9 +277,8 @@ def call(*arguments: object) -> Any:
 def test_pack_table_command(folder: Path) -> None:
     given = (
         "table", folder / "rows.csv", "-o", folder / "out.h5", "--name", "rows", "--source", "a test",
-
-        "--licence", "CC0", "--image-column", "file", "--text-column", "report", "--label", "kind", "--tabular", "vitals=age,weight",
-        "--patient-column", "patient", "--split", "0.6,0.2,0.2",
+        "--licence", "CC0", "--image-column", "file", "--text-column", "report", "--label", "kind",
+        "--tabular", "vitals=age,weight", "--patient-column", "patient", "--split", "0.6,0.2,0.2",
     )  # fmt: skip
     result = call(*given)
     assert result.exit_code == 0, result.output
