@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-SLAB = 2**24  # similarities held at once: 64 MiB
+SLAB = 2**22  # similarities held at once: 16 MiB
 
 
 def retrieval_ranks(query: Tensor, gallery: Tensor, group: Tensor) -> Tensor:
