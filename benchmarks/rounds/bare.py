@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.synchronize import Barrier
@@ -66,6 +67,8 @@ def run_rank(rank: int, arguments: argparse.Namespace, barrier: Barrier | None, 
 
     Raises: RuntimeError when the loss is not finite at the end.
     """
+    if rank > 0:
+        os.setsid()
     if arguments.keep_heap:
         keep_heap()
     torch.set_num_threads(1)
@@ -109,6 +112,7 @@ def main() -> None:
     ]
     for process in others:
         process.start()
+    # Linux shares the processor out between sessions (autogroup): torchrun gives every rank its own, so this loop does.
     run_rank(0, arguments, barrier, spans)
     for process in others:
         process.join()

@@ -6,12 +6,14 @@ python benchmarks/rounds/run.py --contenders bare,bare_heap,pfl,pfl_tuned,fedhpc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import FOLDER, PFL_PYTHON, Cell, Contender, choose, choose_cells
-from memory import tree_pss_mib
+from processes import process_tree, tree_cpu_seconds, tree_pss_mib
 from summary import markdown, steady
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +34,10 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNA
 
 
 def run_contender(contender: Contender, cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run of one contender: its result line with `pss_mib`, `processes`, `wall_seconds` and `command` added.
+    """One run of one contender: its result line with what is measured from outside added.
 
-    Memory is sampled once, when the contender announces the end of round rounds // 2: at most one round pays for it.
+    Processor seconds are read when rounds 1 and rounds - 1 end. Memory is sampled once, when round rounds // 2 ends: at
+    most one round pays for it.
 
     Raises: RuntimeError with the end of its error output when the contender fails or prints no valid result.
     """
@@ -42,28 +45,35 @@ def run_contender(contender: Contender, cell: Cell, arguments: argparse.Namespac
     start = [sys.executable if command[0] == "python" else str(ROOT / command[0]), *command[1:]]
     sample_at = max(2, arguments.rounds // 2)
     memory: tuple[float, int] | None = None
+    processor: dict[int, float] = {}
     result: dict[str, Any] | None = None
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            start, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=errors, text=True
+            start,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
-        guard = threading.Timer(TIMEOUT, process.terminate)
+        guard = threading.Timer(TIMEOUT, stop, (process,))
         guard.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 said = parse_line(line)
+                if said.get("round") in (1, arguments.rounds - 1):
+                    processor[said["round"]] = tree_cpu_seconds(process.pid)
                 if said.get("round") == sample_at:
                     memory = tree_pss_mib(process.pid)
-                elif "contender" in said:
+                if "contender" in said:
                     result = said
             code = process.wait()
         finally:
             guard.cancel()
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+            stop(process)
         errors.seek(0)
         tail = errors.read()[-4000:]
     shown = shlex.join(command)
@@ -78,10 +88,34 @@ def run_contender(contender: Contender, cell: Cell, arguments: argparse.Namespac
     result |= {
         "pss_mib": None if pss is None else round(pss, 1),
         "processes": processes,
+        "cpu_seconds_per_round": per_round(processor, arguments.rounds),
         "wall_seconds": round(time.monotonic() - began, 2),
         "command": command,
     }
     return result
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a contender and all that it started, if it still runs; only processes of its own tree are signalled."""
+    if process.poll() is not None:
+        return
+    tree = process_tree(process.pid)
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in tree[1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def per_round(processor: dict[int, float], rounds: int) -> float | None:
+    """Processor seconds of one steady round, of all processes; None when a round was not announced."""
+    if not {1, rounds - 1} <= processor.keys():
+        return None
+    return round((processor[rounds - 1] - processor[1]) / (rounds - 2), 4)
 
 
 def parse_line(line: str) -> dict[str, Any]:
@@ -183,10 +217,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Contender], list[Cell]]:
     try:
         contenders = choose(arguments.contenders)
         cells = choose_cells(arguments.models, arguments.precisions)
-        if arguments.repetitions < 1 or arguments.rounds < 3:
+        if arguments.repetitions < 1 or arguments.rounds < 4:
             raise ValueError(
-                f"--repetitions {arguments.repetitions} --rounds {arguments.rounds}: set at least 1 and 3 "
-                "(the first round is reported apart, memory is sampled in the second or later)"
+                f"--repetitions {arguments.repetitions} --rounds {arguments.rounds}: set at least 1 and 4 "
+                "(the first round is reported apart, memory and processor time are read in the later ones)"
             )
         for contender in contenders:
             if not (ROOT / FOLDER / contender.script).exists():
@@ -206,6 +240,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[Contender], list[Cell]]:
 
 def main() -> None:
     """Run, then write both files; an existing file is never overwritten."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running contender is ended too
     arguments, contenders, cells = parse_arguments()
     machine = describe_machine(arguments.hardware)
     runs = run_all(contenders, cells, arguments)

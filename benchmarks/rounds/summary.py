@@ -46,10 +46,12 @@ def times_row(runs: Sequence[Run]) -> list[str]:
     per_repetition = [steady(run) for run in runs]
     rounds = [seconds for run in runs for seconds in run["seconds_per_round"][1:]]
     first = [run["seconds_per_round"][0] for run in runs]
+    processor = [run["cpu_seconds_per_round"] for run in runs if run["cpu_seconds_per_round"] is not None]
     memory = [run["pss_mib"] for run in runs if run["pss_mib"] is not None]
     return [
         f"**{median(per_repetition):.3f}** ({min(per_repetition):.3f}-{max(per_repetition):.3f})",
         f"{min(rounds):.3f}-{max(rounds):.3f}",
+        f"{median(processor):.3f}" if processor else "not measured",
         f"{median(first):.2f} ({min(first):.2f}-{max(first):.2f})",
         f"{median(memory):.0f}" if memory else "not measured",
         str(max(run["processes"] for run in runs)) if memory else "-",
@@ -89,7 +91,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "Seconds per round are the median of the rounds after the first, then the median over repetitions.",
         "",
         *table(
-            ["workload", "contender", "s/round (min-max of repetitions)", "min-max of rounds", "first round",
+            ["workload", "contender", "s/round (min-max of repetitions)", "min-max of rounds",
+                "CPU s/round (all processes)", "first round",
              "PSS MiB", "processes"],
             times,
         ),

@@ -11,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from contenders import CELLS, CONTENDERS, Cell, choose, choose_cells
-from memory import process_tree, pss_kib, tree_pss_mib
+from processes import cpu_seconds, process_tree, pss_kib, tree_cpu_seconds, tree_pss_mib
+from run import per_round
 from summary import markdown, paired_ratios, select, steady
 from workload import build_network, draw_cohort, generate_client
 
@@ -25,6 +26,7 @@ def made_run(contender: str, repetition: int, seconds: list[float], precision: s
         "seconds_per_round": seconds,
         "pss_mib": 400.0 + repetition,
         "processes": 3,
+        "cpu_seconds_per_round": 1.5,
         "versions": {"torch": "2"},
         "command": ["python", contender],
     }
@@ -69,9 +71,8 @@ def test_bfloat16_cell_compares_with_float32_of_pfl() -> None:
     }
     text = markdown(document)
     assert "| cnn bfloat16 | fedhpc / pfl | **0.750** | 0.750 |" in text
-    assert (
-        "| cnn bfloat16 | pfl (float32) | **4.000** (4.000-4.000) | 4.000-4.000 | 9.00 (9.00-9.00) | 400 | 3 |" in text
-    )
+    times = "**4.000** (4.000-4.000) | 4.000-4.000 | 1.500 | 9.00 (9.00-9.00) | 400 | 3 |"
+    assert f"| cnn bfloat16 | pfl (float32) | {times}" in text
 
 
 def test_unknown_and_repeated_names_are_refused() -> None:
@@ -101,6 +102,14 @@ def test_memory_of_a_process_tree() -> None:
     pss, count = tree_pss_mib(os.getpid())
     assert count >= 1
     assert pss > 1
+
+
+def test_processor_seconds_of_steady_rounds() -> None:
+    stat = "7 (a ) b) S 1 7 7 0 -1 4194304 500 0 0 0 250 50 0 0 20 0 1 0 5 1000 1"
+    assert cpu_seconds(stat, 100) == 3.0
+    assert tree_cpu_seconds(os.getpid()) > 0
+    assert per_round({1: 2.0, 7: 8.0}, 8) == 1.0
+    assert per_round({1: 2.0}, 8) is None
 
 
 def test_workload_is_the_published_one() -> None:

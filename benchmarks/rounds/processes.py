@@ -1,7 +1,8 @@
-"""Memory of a process and all its descendants, from outside (Linux)."""
+"""Memory and processor time of a process and all its descendants, from outside (Linux)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -48,3 +49,21 @@ def tree_pss_mib(root: int) -> tuple[float, int]:
             total += pss_kib(text)
             count += 1
     return total / 1024, count
+
+
+def cpu_seconds(stat: str, ticks_per_second: int) -> float:
+    """Seconds of user and system time in the text of /proc/PID/stat (fields 14 and 15 of proc(5))."""
+    fields = stat.rpartition(")")[2].split()  # begins with field 3
+    return (int(fields[11]) + int(fields[12])) / ticks_per_second
+
+
+def tree_cpu_seconds(root: int) -> float:
+    """Processor seconds that the living process tree of `root` has used so far, in steps of a clock tick (10 ms)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    for process in process_tree(root):
+        try:
+            total += cpu_seconds((PROC / str(process) / "stat").read_text(), ticks)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
