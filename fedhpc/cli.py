@@ -27,7 +27,8 @@ app.add_typer(pack_app, name="pack")
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to it: dotted.key=value, such as algorithm.mu=0.1", show_default=False)
+    list[str] | None,
+    typer.Argument(help="Changes to it: dotted.key=value, such as algorithm.mu=0.1", show_default=False),
 ]
 
 
@@ -93,15 +94,20 @@ def run(
 @app.command()
 def describe(
     file: Annotated[Path, typer.Argument(help="A packed HDF5 file.", show_default=False)],
+    overrides: Overrides = None,
     config: Annotated[Path | None, typer.Option(help="Also show what each client of this run would hold.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute the checksum: reads the whole file.")] = False,
 ) -> None:
     """Show what a packed file holds: rows by split, site, label and modality, source and licence."""
+    from rich.console import Console
+
     from fedhpc.data.describe import describe as describe_file
 
     try:
-        describe_file(file, _load(config, None, None, files=False) if config else None)
+        tables = describe_file(file, _load(config, overrides, None, files=False) if config else None, verify=verify)
     except (ValueError, OSError) as error:
         raise fail(str(error)) from error
+    Console().print(tables)
 
 
 def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True) -> Any:
@@ -149,7 +155,7 @@ def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: i
         end(str(error), EXIT_USER_ERROR)
     else:
         if rank == 0:
-            typer.echo(f"{results['what']} sha256 {results['sha256']}")
+            typer.echo(f"shared sha256 {results['sha256']}")
 
 
 def main() -> None:

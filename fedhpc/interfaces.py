@@ -1,11 +1,12 @@
 """The words and shapes that all of fedhpc is built from. Read this first.
 
-An algorithm is one round, written as straight-line SPMD code over per-client values. Every rank runs the same statements;
-a rank hosts some of the clients (or none), and what leaves a client does so through :class:`Federation`.
+An algorithm is one round, written as straight-line SPMD code over per-client values. Every rank runs the same
+statements; a rank hosts some of the clients (or none), and what leaves a client does so through :class:`Federation`.
 
 Three rules keep it safe:
 
-1. Every rank executes the same statements, so collectives cannot get out of order. Shapes and names of what is summed are
+1. Every rank executes the same statements, so collectives cannot get out of order. Shapes and names of what is
+summed are
    given by the caller (``like``, ``shape``, ``metrics``), so that a rank without any client of the cohort can join.
 2. ``reduce``, ``mean`` and ``sum`` let only sums leave a client.
 3. ``gather`` shows each client's own row to all: only for names that the algorithm lists in ``reveals``.
@@ -30,8 +31,8 @@ PerClient = Mapping[ClientId, R]  # one value per client hosted by THIS rank, ne
 
 # --------------------------------------------------------------------------------------------------------- blocks
 class TensorSpec(NamedTuple):
-    """Where a tensor lies in its block's flat buffer. Offsets are multiples of 16 elements (64 bytes): results of vectorised
-    CPU kernels must not depend on where a tensor happens to start."""
+    """Where a tensor lies in its block's flat buffer. Offsets are multiples of 16 elements (64 bytes): what vectorised
+    CPU kernels compute must not depend on where a tensor happens to start."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,8 +53,8 @@ class Layout:
 class Block(Mapping[str, Tensor]):
     """Named float32 tensors that are exchanged together, as views of one flat buffer [layout.numel].
 
-    Behaves as a mapping from tensor name to tensor; `flat` is the whole, for arithmetic in one stroke. Padding is zero in
-    parameters and updates, so that it never matters.
+    Behaves as a mapping from tensor name to tensor; `flat` is the whole, for arithmetic in one stroke. Padding is
+    zero in parameters and updates, so that it never matters.
     """
 
     __slots__ = ("flat", "layout")
@@ -229,10 +230,21 @@ class Reduced:
 class Federation(Protocol):
     """All that an algorithm sees of the cluster. Every method is called by every rank."""
 
-    clients: Sequence[ClientId]  # all of them
-    cohort: Sequence[ClientId]  # of this round; identical on every rank, a pure function of (random_seed, round)
-    public: Sequence[Batch]  # unlabeled data, identical on every rank
-    initial: Blocks  # the shared blocks before the first round
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        """All that train."""
+
+    @property
+    def cohort(self) -> Sequence[ClientId]:
+        """Those of this round: identical on every rank, a pure function of (random_seed, round)."""
+
+    @property
+    def public(self) -> Sequence[Batch]:
+        """Unlabeled data, identical on every rank."""
+
+    @property
+    def initial(self) -> Blocks:
+        """The shared blocks before the first round."""
 
     def each(self, fn: Callable[..., R], *inputs: PerClient[Any]) -> PerClient[R]:
         """fn(client, *its inputs) for every client of the cohort hosted here; keeps what fn returns."""
@@ -250,7 +262,7 @@ class Federation(Protocol):
         """Sum over the cohort's clients: float64 [*shape], exact in fixed point."""
 
     def gather(self, what: str, values: PerClient[Tensor], *, shape: Sequence[int] = ()) -> Tensor:
-        """Everybody's own row, float64 [len(cohort), *shape] in cohort order. `what` must be in the algorithm's reveals."""
+        """Everybody's own row, float64 [len(cohort), *shape] in cohort order. `what` must be one of the reveals."""
 
 
 class Algorithm(Protocol):
@@ -258,7 +270,10 @@ class Algorithm(Protocol):
 
     reveals: ClassVar[frozenset[str]]  # names it may gather
     stateful: ClassVar[bool]  # clients keep state between rounds, so they stay where their state is
-    shared: Blocks  # identical on every rank; empty where a method shares none
+
+    @property
+    def shared(self) -> Blocks:
+        """Identical on every rank; empty where a method shares none."""
 
     def setup(self, fed: Federation) -> None: ...
 

@@ -1,7 +1,7 @@
 """The one module that reads launcher environment variables; starts and ends the distributed process.
 
-    with Runtime.start(config.runtime) as runtime:
-        ...
+with Runtime.start(config.runtime) as runtime:
+    ...
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ LAUNCHERS: Mapping[str, tuple[str, str, str, str]] = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 }
 # Started by one of these without torchrun, every process would believe itself to be alone.
-UNSUPPORTED: Mapping[str, str] = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
+UNSUPPORTED: Mapping[str, str] = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+}
 
 
 @dataclass(frozen=True)

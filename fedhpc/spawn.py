@@ -77,9 +77,9 @@ def spawn_ranks(command: Sequence[str], num_ranks: int, log_folder: Path, thread
 def _watch(processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patience_s: float) -> int:
     first: tuple[int, int] | None = None  # (rank, exit code) of the first failure
     deadline = 0.0
-    while any(p.poll() is None for p in processes):
+    while None in (codes := [p.poll() for p in processes]):
         time.sleep(POLL_S)
-        failed = [(r, p.returncode) for r, p in enumerate(processes) if p.returncode not in (None, 0, EXIT_PREEMPTED)]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
         if failed and first is None:
             # A rank that was killed is the cause; one with an exit code may only have noticed.
             first = min(failed, key=lambda item: item[1] >= 0)
@@ -93,13 +93,13 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patie
             if time.monotonic() > deadline:
                 for process in processes:
                     process.kill()
+    failed = [(rank, p.returncode) for rank, p in enumerate(processes) if p.returncode not in (0, EXIT_PREEMPTED)]
+    if first is None and failed:  # the last ranks ended together
+        first = min(failed, key=lambda item: item[1] >= 0)
+        print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
     if first is not None:
         return first[1] if first[1] > 0 else 128 - first[1]
-    codes = {p.returncode for p in processes}
-    failing = codes - {0, EXIT_PREEMPTED}
-    if failing:
-        return max(failing)
-    return EXIT_PREEMPTED if EXIT_PREEMPTED in codes else 0
+    return EXIT_PREEMPTED if any(p.returncode == EXIT_PREEMPTED for p in processes) else 0
 
 
 def _fate(rank: int, code: int, world: int, log_folder: Path) -> str:

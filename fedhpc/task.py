@@ -44,9 +44,22 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl",
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs")
 # May differ between a run and its resumption without changing any result.
 FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
+# Metrics of the final table, and their headings.
 SHOWN = {
-    "dual_encoder": ("in_batch_top_1", "in_batch_top_5", "recall_at_1", "recall_at_5", "recall_at_10", "chance_recall_at_1"),
-    "classifier": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
+    "dual_encoder": {
+        "in_batch_top_1": "top-1",
+        "in_batch_top_5": "top-5",
+        "recall_at_1": "R@1",
+        "recall_at_5": "R@5",
+        "recall_at_10": "R@10",
+        "chance_recall_at_1": "R@1 by chance",
+    },
+    "classifier": {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced acc.",
+        "macro_f1": "macro F1",
+        "auroc": "AUROC",
+    },
 }
 
 
@@ -107,8 +120,13 @@ class RunTask:
                 ],
                 "summary": summary(run, per_client),
                 "sha256": sha,
-                "what": "shared" if run.algorithm.shared else "clients",
-                "data": {"path": str(path), "name": packed.name, "checksum": packed.checksum, "generated": packed.generated},
+                "sha256_of": "shared" if run.algorithm.shared else "clients",
+                "data": {
+                    "path": str(path),
+                    "name": packed.name,
+                    "checksum": packed.checksum,
+                    "generated": packed.generated,
+                },
                 "seconds": time.perf_counter() - started,
                 "versions": versions(),
                 "ranks": runtime.mesh.world,
@@ -116,7 +134,7 @@ class RunTask:
         if isinstance(run.reporter, RunReporter):
             run.reporter.finish(results)
             if config.report.plots:
-                draw(self.run_dir, SHOWN[config.model.kind])
+                draw(self.run_dir, list(SHOWN[config.model.kind]))
         return results
 
 
@@ -128,7 +146,9 @@ def data_path(config: RunConfig) -> Path:
     return config.data.path
 
 
-def build(config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path) -> tuple[Run, dict[ClientId, str], Any]:
+def build(
+    config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path
+) -> tuple[Run, dict[ClientId, str], Any]:
     """Everything that a rank needs, the same on every rank but for what it hosts."""
     device = runtime.device
     algorithm: Algorithm = build_algorithm(config.algorithm)
@@ -172,7 +192,9 @@ def build(config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path
     ledger = Ledger()
     collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
     sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
-    fed = SlotFederation(slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals)
+    fed = SlotFederation(
+        slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals
+    )
     # --- what people see
     reporter: RunReporter | SilentReporter = SilentReporter()
     if runtime.is_first:
@@ -237,6 +259,8 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             changes |= changed_keys(a, b, dotted + ".")
-        elif a != b and not any(dotted == free or (free.endswith(".") and dotted.startswith(free)) for free in FREE_KEYS):
+        elif a != b and not any(
+            dotted == free or (free.endswith(".") and dotted.startswith(free)) for free in FREE_KEYS
+        ):
             changes[dotted] = (a, b)
     return changes

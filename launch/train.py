@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What every rank runs: torchrun --nproc-per-node 4 launch/train.py configs/quickstart.yaml [key=value ...] [--run-dir DIR]
+"""What every rank runs: torchrun --nproc-per-node 4 launch/train.py CONFIG [key=value ...] [--run-dir DIR]
 
 The same as `fedhpc run` in each process; torchrun tells it which rank it is.
 """

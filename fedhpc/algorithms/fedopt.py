@@ -1,5 +1,5 @@
-"""FedOpt: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (FedAdam, FedYogi); and FedAvgM: Hsu, Qi,
-Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019.
+"""FedOpt: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2 (FedAdam, FedYogi); and FedAvgM:
+Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019.
 
 The mean update D_t takes the place of a negative gradient:
 
@@ -9,8 +9,8 @@ The mean update D_t takes the place of a negative gradient:
     w  <- w + eta m_t / (sqrt(v_t) + tau)                 line 14
     m_t = beta1 m + D_t;  w <- w + eta m_t                momentum (FedAvgM)
 
-No bias correction, as in the paper; v starts at tau^2, the smallest that it allows. Running statistics are averaged plainly:
-adaptive steps could make a variance negative.
+No bias correction, as in the paper; v starts at tau^2, the smallest that it allows. Running statistics are averaged
+plainly: adaptive steps could make a variance negative.
 """
 
 from __future__ import annotations

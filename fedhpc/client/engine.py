@@ -33,7 +33,7 @@ class Engine:
     ) -> None:
         module = module.to(device)
         if config.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = module.to(memory_format=torch.channels_last)
         self.device = device
         self.config = config
         self.objective = objective
@@ -95,7 +95,7 @@ class Engine:
                 for batch in group:
                     with self._autocast():
                         loss = objective(self._run, batch)
-                    (loss if len(group) == 1 else loss / len(group)).backward()  # type: ignore[no-untyped-call]
+                    (loss if len(group) == 1 else loss / len(group)).backward()
                     total += loss.detach()
                     examples += len(next(iter(batch.values())))
                 num_batches += len(group)
@@ -170,7 +170,7 @@ class Engine:
 
 
 class Correction:
-    """Applies a GradientTerm to whole lists of tensors at once."""
+    """Applies a GradientTerm."""
 
     def __init__(self, weights: FlatModel, moving: Sequence[BlockName], term: GradientTerm) -> None:
         self._pull = term.pull
@@ -179,7 +179,9 @@ class Correction:
         self._shifted: list[nn.Parameter] = []
         self._offsets: list[Tensor] = []
         for name in moving:
-            by_name = dict(zip([s.name for s in weights.blocks[name].layout.specs], weights.parameters[name], strict=False))
+            by_name = dict(
+                zip([s.name for s in weights.blocks[name].layout.specs], weights.parameters[name], strict=False)
+            )
             for blocks, owners, tensors in (
                 (term.toward if term.pull else None, self._pulled, self._targets),
                 (term.offset, self._shifted, self._offsets),
@@ -191,19 +193,12 @@ class Correction:
     def apply(self) -> None:
         """grad += pull * (w - toward) + offset. A parameter without gradient in this step is left alone."""
         with torch.no_grad():
-            for owners, tensors, pull in (
-                (self._pulled, self._targets, self._pull),
-                (self._shifted, self._offsets, 0.0),
-            ):
-                pairs = [(p, t) for p, t in zip(owners, tensors, strict=True) if p.grad is not None]
-                if not pairs:
-                    continue
-                grads = [p.grad for p, _ in pairs]
-                if pull:
-                    terms = torch._foreach_sub([p for p, _ in pairs], [t for _, t in pairs])
-                    torch._foreach_add_(grads, terms, alpha=pull)
-                else:
-                    torch._foreach_add_(grads, [t for _, t in pairs])
+            for w, target in zip(self._pulled, self._targets, strict=True):
+                if w.grad is not None:
+                    w.grad.add_(w - target, alpha=self._pull)
+            for w, offset in zip(self._shifted, self._offsets, strict=True):
+                if w.grad is not None:
+                    w.grad.add_(offset)
 
 
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -228,8 +223,8 @@ def groups_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def learning_rate_at(config: OptimizerConfig, round_progress: float, rounds: int) -> float:
-    """Learning rate when `round_progress` rounds (a fraction counts) of `rounds` are behind. Callers pass the middle of a
-    step, so that neither the first nor the last rate is zero."""
+    """Learning rate when `round_progress` rounds (a fraction counts) of `rounds` are behind. Callers pass the middle
+    of a step, so that neither the first nor the last rate is zero."""
     rate = config.learning_rate
     if config.warmup_rounds and round_progress < config.warmup_rounds:
         return rate * round_progress / config.warmup_rounds

@@ -1,4 +1,4 @@
-"""A slot hosts clients one at a time: they take turns in one resident model, so memory does not grow with their number."""
+"""A slot hosts clients one at a time, in turns on one resident model: memory does not grow with their number."""
 
 from __future__ import annotations
 

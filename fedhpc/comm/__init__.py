@@ -1,1 +1,1 @@
-"""Collectives over tensors and ranks. The only package, with client/zero.py and runtime.py, that imports torch.distributed."""
+"""Collectives over tensors and ranks: here, in runtime.py and in client/zero.py alone is torch.distributed imported."""

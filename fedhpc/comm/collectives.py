@@ -1,4 +1,4 @@
-"""The few collectives that everything else is built on. With one rank each is a no-op: one code path for 1 and N ranks."""
+"""The few collectives that all else is built on. With one rank each is a no-op: one code path for 1 and N ranks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Collectives:
         return tensor
 
     def all_sum_buckets(self, flat: Tensor) -> Iterator[Tensor]:
-        """In-place sum of a 1-D tensor; yields each bucket when it is complete, while later ones are still under way."""
+        """In-place sum of a 1-D tensor; yields each bucket once complete, while later ones are under way."""
         buckets = flat.reshape(-1).split(max(self.bucket_bytes // flat.element_size(), 1)) if flat.numel() else ()
         if self.mesh.group is None:
             yield from buckets

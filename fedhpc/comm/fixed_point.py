@@ -62,8 +62,8 @@ class FixedPoint:
     def _refuse(self, values: Tensor, weight: float, name: str) -> None:
         if not bool(torch.isfinite(values).all()):
             raise ValueError(
-                f"{name}: a contribution to the sum is not finite. Training diverged: lower fit.optimizer.learning_rate, "
-                "or set fit.clip_norm"
+                f"{name}: a contribution to the sum is not finite. Training diverged: "
+                "lower fit.optimizer.learning_rate, or set fit.clip_norm"
             )
         largest = float(values.abs().max()) * abs(weight)
         bits = math.floor(62 - math.log2(largest * math.ldexp(1.0, 62 - self.fraction_bits) / self.limit))

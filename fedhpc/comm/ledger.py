@@ -1,4 +1,4 @@
-"""The ledger: what was exchanged, how many bytes, how long it took, and what was revealed. Nothing crosses without it."""
+"""The ledger: what was exchanged, how many bytes, how long it took, what was revealed. Nothing crosses without it."""
 
 from __future__ import annotations
 

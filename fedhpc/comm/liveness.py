@@ -1,8 +1,8 @@
 """Signs of life: finds out which rank died, because "connection closed by peer" does not say.
 
-A thread in every rank counts up its own key in the rendezvous store and watches its right neighbour's. A neighbour whose
-count stands still for the timeout is written down as lost, every rank reads that, and ends. When a collective fails first,
-`diagnose` compares all counts to name the rank.
+A thread in every rank counts up its own key in the rendezvous store and watches its right neighbour's. A neighbour
+whose count stands still for the timeout is written down as lost, every rank reads that, and ends. When a collective
+fails first, `diagnose` compares all counts to name the rank.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Weighted means over clients: contributions of a rank's clients are added into one buffer, which is summed over ranks.
 
-The buffer of an exchange is [block 1 | block 2 | ... | a weight per block | metrics | their weight], so that weights travel
-inside the same sum as what they weigh.
+The buffer of an exchange is [block 1 | block 2 | ... | a weight per block | metrics | their weight], so that weights
+travel inside the same sum as what they weigh.
 """
 
 from __future__ import annotations
@@ -177,14 +177,16 @@ class WeightedMean:
                 mean[name] = Block(flat[offset : offset + block.layout.numel], block.layout)
             offset += block.layout.numel
         metrics = (self._arithmetic.decode(self._metric_sums) / weights[-1]).tolist()
-        return Reduced(mean, dict(zip(self._like, weights, strict=False)), dict(zip(self._metrics, metrics, strict=True)))
+        return Reduced(
+            mean, dict(zip(self._like, weights, strict=False)), dict(zip(self._metrics, metrics, strict=True))
+        )
 
     def _pieces(self, flat: Tensor, weights: Sequence[float]) -> list[tuple[int, Tensor, int, float]]:
         """(start, output, stop, weight) of stretches that lie in one block and in one bucket."""
         bucket = max(self._sums.collectives.bucket_bytes // self._total.element_size(), 1)
         pieces = []
         offset = 0
-        for (name, block), weight in zip(self._like.items(), weights, strict=False):
+        for block, weight in zip(self._like.values(), weights, strict=False):
             start, end = offset, offset + block.layout.numel
             while weight > 0 and start < end:
                 stop = min(end, (start // bucket + 1) * bucket)

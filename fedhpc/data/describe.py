@@ -9,21 +9,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedhpc.config.schema import Partition
+from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import SPLITS, PackedFile
-from fedhpc.data.partition import ClientRows, partition_file
+from fedhpc.data.partition import ClientRows
 
 _MOST_CLASSES = 12  # further classes of a column are summed up
 _MOST_CLIENTS = 100
 
 
-def describe(
-    path: Path | str, partition: Partition | None = None, random_seed: int = 0, *, verify: bool = False
-) -> Group:
-    """Renderables for a rich Console: header, rows by split and site, label and modality; with a partition, the
-    clients.
+def describe(path: Path | str, config: RunConfig | None = None, *, verify: bool = False) -> Group:
+    """Renderables for a rich Console: header, rows by split and site, label and modality; with a config, what each
+    client of that run would hold, of the rows that its model can use.
 
-    verify: also recompute the checksum (reads the whole file). Raises what PackedFile, `verify` and `partition` raise.
+    verify: also recompute the checksum (reads the whole file). Raises what PackedFile, `verify` and `client_rows` raise.
     """
     with PackedFile(path) as packed:
         if verify:
@@ -34,9 +32,10 @@ def describe(
         parts.append(_by_modality(packed, split))
         if packed.label_classes:
             parts.append(_by_label(packed, split))
-        if partition is not None:
-            clients = partition_file(partition, packed, random_seed)
-            parts.append(_clients(packed, clients, getattr(partition, "label", None)))
+        if config is not None:
+            from fedhpc.data.select import client_rows  # knows models' needs, and imports torch with them
+
+            parts.append(_clients(packed, client_rows(packed, config), getattr(config.partition, "label", None)))
         return Group(*parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -93,16 +93,23 @@ def partition(
     return _clients(client[patients.of_row], np.asarray(split), names)
 
 
-def partition_file(config: Partition, packed: PackedFile, random_seed: int) -> list[ClientRows]:
-    """`partition` of a packed file: the same clients on every rank."""
-    return partition(
+def partition_file(
+    config: Partition, packed: PackedFile, random_seed: int, rows: Array | None = None
+) -> list[ClientRows]:
+    """`partition` of a packed file, or of these of its `rows` (int64, sorted): the same clients on every rank.
+
+    Row numbers in the result are the file's.
+    """
+    rows = np.arange(packed.num_rows) if rows is None else rows
+    clients = partition(
         config,
-        site=(packed.read("site"), packed.site_names),
-        labels={name: (packed.read(f"label/{name}"), classes) for name, classes in packed.label_classes.items()},
-        patient=packed.patients(),
-        split=packed.read("split"),
+        site=(packed.read("site")[rows], packed.site_names),
+        labels={name: (packed.read(f"label/{name}")[rows], classes) for name, classes in packed.label_classes.items()},
+        patient=packed.patients()[rows],
+        split=packed.read("split")[rows],
         random_seed=random_seed,
     )
+    return [replace(c, train=rows[c.train], val=rows[c.val], test=rows[c.test]) for c in clients]
 
 
 # -------------------------------------------------------------------------------------------------------- patients

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fedhpc.config.schema import DualEncoderConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.partition import ClientRows, partition
+from fedhpc.data.partition import ClientRows, partition_file
 from fedhpc.interfaces import DataSpec
 
 
@@ -47,16 +45,7 @@ def label_column(packed: PackedFile, config: RunConfig) -> str:
 
 def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
     """The usable rows, dealt to clients by config.partition: the same on every rank. Row numbers are the file's."""
-    rows = usable_rows(packed, config)
-    clients = partition(
-        config.partition,
-        site=(packed.read("site")[rows], packed.site_names),
-        labels={n: (packed.read(f"label/{n}")[rows], classes) for n, classes in packed.label_classes.items()},
-        patient=packed.patients()[rows],
-        split=packed.read("split")[rows],
-        random_seed=config.random_seed,
-    )
-    return [replace(c, train=rows[c.train], val=rows[c.val], test=rows[c.test]) for c in clients]
+    return partition_file(config.partition, packed, config.random_seed, usable_rows(packed, config))
 
 
 def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:

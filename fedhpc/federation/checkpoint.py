@@ -80,7 +80,11 @@ def _read_tree(folder: Path, name: str) -> Any:
 def save_blocks(path: Path, blocks: Blocks) -> None:
     """One safetensors file, a tensor under "block//name", in row-major order: readable without fedhpc."""
     save_file(
-        {f"{b}//{name}": tensor.detach().cpu().contiguous().clone() for b, block in blocks.items() for name, tensor in block.items()},
+        {
+            f"{b}//{name}": tensor.detach().cpu().contiguous().clone()
+            for b, block in blocks.items()
+            for name, tensor in block.items()
+        },
         path,
     )
 
@@ -129,7 +133,12 @@ class Checkpoints:
         return self._path(int(table[0])) if table[0] >= 0 else None
 
     def save(
-        self, rounds_done: int, shared: Blocks, algorithm: Mapping[str, Any], states: Mapping[ClientId, ClientState], loop: Mapping[str, Any]
+        self,
+        rounds_done: int,
+        shared: Blocks,
+        algorithm: Mapping[str, Any],
+        states: Mapping[ClientId, ClientState],
+        loop: Mapping[str, Any],
     ) -> None:
         """Every rank calls this."""
         final = self._path(rounds_done)

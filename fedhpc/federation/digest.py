@@ -13,7 +13,7 @@ from fedhpc.interfaces import Algorithm, Blocks, ClientId
 
 
 def blocks_sha256(blocks: Blocks) -> bytes:
-    """Over block names, tensor names, shapes and row-major float32 bytes, sorted by name: padding and layout do not count."""
+    """Over block names, tensor names, shapes and row-major float32 bytes, sorted by name; layout does not count."""
     digest = hashlib.sha256()
     for block_name in sorted(blocks):
         block = blocks[block_name]

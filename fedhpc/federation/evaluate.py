@@ -73,7 +73,7 @@ class ClassificationScorer:
 
 def _nothing(names: Sequence[str], examples: int) -> EvalReport:
     """A client without rows in a split has no score: nan, left out of mean and worst."""
-    return EvalReport({n: math.nan for n in names} | {"examples": float(examples)}, examples)
+    return EvalReport(dict.fromkeys(names, math.nan) | {"examples": float(examples)}, examples)
 
 
 def _outputs(client: DataClient, split: Split, names: Sequence[str]) -> list[Tensor]:

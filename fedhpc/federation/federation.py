@@ -1,4 +1,5 @@
-"""interfaces.Federation over slots and collectives: runs a function on every client, takes weighted sums of what it returns."""
+"""interfaces.Federation over slots and collectives: runs a function on every client, takes weighted sums of what it
+returns."""
 
 from __future__ import annotations
 
@@ -72,7 +73,12 @@ class SlotFederation:
         row = {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in enumerate(self.cohort) if c in self._here}
         row[len(self.cohort) + self.collectives.mesh.slot] = torch.tensor(float(stop))
         table = self.collectives.all_rows(
-            row, len(self.cohort) + self.collectives.mesh.num_slots, (), self._device, operation="placement", what="seconds"
+            row,
+            len(self.cohort) + self.collectives.mesh.num_slots,
+            (),
+            self._device,
+            operation="placement",
+            what="seconds",
         ).tolist()
         self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])
@@ -131,7 +137,13 @@ class SlotFederation:
             metrics = fn(client)
             rows[list(clients).index(client_id)] = torch.tensor([metrics[n] for n in names], dtype=torch.float64)
         table = self.collectives.all_rows(
-            rows, len(clients), (len(names),), self._device, operation="evaluation", what="metrics", revealed=("metrics",)
+            rows,
+            len(clients),
+            (len(names),),
+            self._device,
+            operation="evaluation",
+            what="metrics",
+            revealed=("metrics",),
         )
         return [dict(zip(names, row, strict=True)) for row in table.tolist()]
 

@@ -71,9 +71,7 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
         if every and (index + 1) % every == 0 and not last:
             run.reporter.evaluation(index + 1, config.evaluation.split, evaluate(run, config.evaluation.split))
         if last or stop or (index + 1) % config.checkpoint.every == 0:
-            run.checkpoints.save(
-                index + 1, algorithm.shared, algorithm.state_dict(), fed.slot.states, run.loop_state
-            )
+            run.checkpoints.save(index + 1, algorithm.shared, algorithm.state_dict(), fed.slot.states, run.loop_state)
         run.reporter.round(index, metrics, fed.collectives.ledger.close_round(index))
         if stop and not last:
             raise Preempted(f"asked to stop: a checkpoint of {index + 1} of {config.rounds} rounds is written")

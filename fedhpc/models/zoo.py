@@ -68,11 +68,11 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"model.kind: classifier needs at least 2 classes, the data have {spec.num_classes}; set data.label"
             )
-        self.dropout = config.head_dropout
+        self.dropout = config.head_dropout or 0.0
         if config.image.name in CNN_WIDTHS:
             _check_cnn(config.image, spec)
             self.encoder: CnnEncoder | ImageEncoder = CnnEncoder(CNN_WIDTHS[config.image.name], spec)
-            if "head_dropout" not in config.model_fields_set:
+            if config.head_dropout is None:
                 self.dropout = CNN_DROPOUT
         else:
             self.encoder = build_image_encoder(config.image, spec)

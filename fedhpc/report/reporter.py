@@ -1,4 +1,4 @@
-"""metrics.jsonl, ledger.jsonl, TensorBoard and a progress bar; results.json, a table and plots at the end. Rank 0 only."""
+"""metrics.jsonl, ledger.jsonl, TensorBoard, a progress bar; at the end results.json and a table. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class RunReporter:
 
     Args:
         clients: names of the evaluated clients, in order.
-        shown: the metrics of the table and the progress bar, the first being the one to watch.
+        shown: the metrics of the table, and their headings.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, clients: Sequence[str], shown: Sequence[str]) -> None:
+    def __init__(self, folder: Path, config: RunConfig, clients: Sequence[str], shown: Mapping[str, str]) -> None:
         self._folder = folder
         self._config = config
         self._clients = clients
@@ -90,13 +90,17 @@ class RunReporter:
 
     def evaluation(self, rounds_done: int, split: Split, per_client: Sequence[Mapping[str, float]]) -> None:
         for name, row in zip(self._clients, per_client, strict=True):
-            _append(self._folder / "evaluation.jsonl", {"round": rounds_done - 1, "split": split, "client": name, **row})
+            _append(
+                self._folder / "evaluation.jsonl", {"round": rounds_done - 1, "split": split, "client": name, **row}
+            )
         if self._scalars is not None:
             for metric in self._shown:
                 values = [row[metric] for row in per_client if not math.isnan(row[metric])]
                 if values:
                     self._scalars.write(
-                        split, rounds_done - 1, {f"{metric} mean": sum(values) / len(values), f"{metric} worst": min(values)}
+                        split,
+                        rounds_done - 1,
+                        {f"{metric} mean": sum(values) / len(values), f"{metric} worst": min(values)},
                     )
 
     def finish(self, results: Mapping[str, Any]) -> None:
@@ -114,14 +118,16 @@ class RunReporter:
             self._scalars = None
 
 
-def final_table(results: Mapping[str, Any], shown: Sequence[str]) -> Table:
+def final_table(results: Mapping[str, Any], shown: Mapping[str, str]) -> Table:
     """Per client, then mean and worst over clients."""
-    table = Table(title=f"{results['name']}: {results['algorithm']}, {results['split']} split after {results['rounds']} rounds")
+    table = Table(
+        title=f"{results['name']}: {results['algorithm']}, {results['split']} split after {results['rounds']} rounds"
+    )
     table.add_column("client")
     table.add_column("train rows", justify="right")
     table.add_column(f"{results['split']} rows", justify="right")
-    for metric in shown:
-        table.add_column(metric, justify="right")
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
     for client in results["clients"]:
         scores = [_number(client["metrics"][m]) for m in shown]
         table.add_row(client["name"], str(client["train_rows"]), f"{client['metrics']['examples']:.0f}", *scores)

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedhpc.config.schema import DirichletPartition
+from fedhpc.config.schema import RunConfig
 from fedhpc.data.describe import describe
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.cli import pack_app
@@ -356,6 +356,16 @@ def test_describe_counts_and_deals(folder: Path) -> None:
     assert ["all", *counts, "30"] in lines
     assert any(line[:2] == ["kind", "a"] and line[-1] == "15" for line in lines)
     assert any(line[0] == "mask" and line[4] == "10" for line in lines)
-    config = DirichletPartition(kind="dirichlet", label="kind", num_clients=2, alpha=5.0)
-    dealt = text_of(describe(folder / "out.h5", config, 3))
+    config = RunConfig.model_validate(
+        {
+            "name": "x",
+            "random_seed": 3,
+            "rounds": 1,
+            "data": {"path": str(folder / "out.h5"), "label": "kind"},
+            "partition": {"kind": "dirichlet", "label": "kind", "num_clients": 2, "alpha": 5.0},
+            "model": {"kind": "classifier", "image": {"name": "cnn"}},
+            "fit": {"steps": 1, "optimizer": {"learning_rate": 0.1}},
+        }
+    )
+    dealt = text_of(describe(folder / "out.h5", config))
     assert "2 clients; training rows by kind" in dealt and "client-1" in dealt
