@@ -86,20 +86,14 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patie
             deadline = time.monotonic() + patience_s
             print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
         if first is not None and time.monotonic() > deadline:
-            for process in processes:
-                if process.poll() is None:
-                    process.terminate()
-            deadline += 5.0
-            if time.monotonic() > deadline:
-                for process in processes:
-                    process.kill()
-    failed = [(rank, p.returncode) for rank, p in enumerate(processes) if p.returncode not in (0, EXIT_PREEMPTED)]
+            break  # the caller kills what is left: checkpoints are atomic, and a rank may hang for good
+    failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
     if first is None and failed:  # the last ranks ended together
         first = min(failed, key=lambda item: item[1] >= 0)
         print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
     if first is not None:
         return first[1] if first[1] > 0 else 128 - first[1]
-    return EXIT_PREEMPTED if any(p.returncode == EXIT_PREEMPTED for p in processes) else 0
+    return EXIT_PREEMPTED if EXIT_PREEMPTED in codes else 0
 
 
 def _fate(rank: int, code: int, world: int, log_folder: Path) -> str:

@@ -44,7 +44,9 @@ def pack(path: Path, num_clients: int, seed: int) -> None:
             labels.append(data.labels.numpy())
         pack.set_label("class", np.concatenate(labels).astype(np.int32), [str(c) for c in range(NUM_CLASSES)])
         pack.set_label(
-            "client", np.repeat(np.arange(num_clients, dtype=np.int32), NUM_SAMPLES), [str(c) for c in range(num_clients)]
+            "client",
+            np.repeat(np.arange(num_clients, dtype=np.int32), NUM_SAMPLES),
+            [str(c) for c in range(num_clients)],
         )
         pack.set_row_ids([str(row) for row in range(rows)])
         pack.set_split(np.zeros(rows, dtype=np.int8))
@@ -80,8 +82,8 @@ def main() -> None:
         folder = Path(name)
         pack(folder / "random.h5", arguments.num_clients, arguments.seed)
         (folder / "run.yaml").write_text(yaml.safe_dump(config(arguments, folder / "random.h5")))
-        command = [sys.executable, "-m", "fedhpc.cli", "run", str(folder / "run.yaml"), "--run-dir", str(folder / "run")]
-        command += ["--ranks", str(arguments.ranks)]
+        command = [sys.executable, "-m", "fedhpc.cli", "run", str(folder / "run.yaml")]
+        command += ["--run-dir", str(folder / "run"), "--ranks", str(arguments.ranks)]
         log = folder / "log"
         with log.open("w") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out)

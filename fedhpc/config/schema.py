@@ -47,7 +47,7 @@ class DataConfig(Section):
     """Cut token sequences to this length; the length in the file when not set."""
     image_mean: tuple[float, ...] = (0.5,)
     """Per-channel mean subtracted after scaling pixels to [0, 1]; one value serves all channels."""
-    image_std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,)
+    image_std: tuple[float, ...] = (0.5,)
     """Per-channel standard deviation; one value serves all channels."""
     random_crop: int = Field(0, ge=0)
     """Training pictures are padded by this many pixels (edge values) and cropped back at random. 0: off."""
@@ -165,7 +165,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
     """SGD only."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)
     """Adam and AdamW only."""
     eps: float = Field(1e-8, gt=0)
     """Adam and AdamW only."""
