@@ -240,7 +240,8 @@ class AggregationConfig(Section):
     bucket_mib: int = Field(256, ge=1)
     """Contributions travel in buckets of this size."""
     local_blocks: list[str] = Field(default_factory=list)
-    """Patterns (``*norm*``) of tensors that stay at their client and are never exchanged (FedBN)."""
+    """What stays at its client and is never exchanged: ``batch_norm`` or ``norm`` for all layers of that kind (FedBN:
+    Li et al. 2021), or shell patterns over names of tensors and blocks (``head/*``)."""
 
 
 class EvaluationConfig(Section):

@@ -17,6 +17,11 @@ from fedhpc.interfaces import Block, BlockName, Blocks, Layout, TensorSpec
 
 ALIGNMENT = 16  # elements; see TensorSpec
 LOCAL = "local/"  # blocks with this prefix stay at their client
+# Words that aggregation.local_blocks may use in place of patterns.
+NORM_LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
+    "batch_norm": (nn.modules.batchnorm._BatchNorm,),
+    "norm": (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),
+}
 
 
 def _aligned(numel: int) -> int:
@@ -47,8 +52,8 @@ class FlatModel:
     Args:
         module: on its device and in its memory format already; `module.block_prefixes` maps block names to prefixes of
             parameter names.
-        local_patterns: shell patterns over tensor names and block names. What matches goes into the block
-            "local/<block>", which is never exchanged.
+        local_patterns: shell patterns over tensor names and block names, or one of the words in NORM_LAYERS. What
+            matches goes into the block "local/<block>", which is never exchanged.
 
     Raises:
         ValueError: a pattern matches nothing, or a floating-point tensor is not float32.
@@ -78,6 +83,7 @@ class FlatModel:
 
     def _group(self, patterns: list[str]) -> dict[BlockName, dict[str, Tensor]]:
         """Exchangeable tensors by block, in the module's own order."""
+        of_layers = {word: self._tensors_of(kinds) for word, kinds in NORM_LAYERS.items() if word in patterns}
         persistent = set(self.module.state_dict(keep_vars=True))
         named: list[tuple[str, Tensor]] = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
         learns = {block_of(n, self.prefixes) for n, _ in named}
@@ -94,15 +100,21 @@ class FlatModel:
                     f"{name} is {tensor.dtype}; exchanged tensors are float32 (for speed set fit.precision: bfloat16)"
                 )
             block = block_of(name, self.prefixes)
-            hits = {p for p in patterns if fnmatch(name, p) or fnmatch(block, p)}
+            hits = {p for p in patterns if fnmatch(name, p) or fnmatch(block, p) or name in of_layers.get(p, ())}
             used |= hits
             groups.setdefault(LOCAL + block if hits else block, {})[name] = tensor
         if unused := [p for p in patterns if p not in used]:
             raise ValueError(
                 f"aggregation.local_blocks: {', '.join(unused)} matches no tensor and no block. "
-                f"Blocks are {', '.join(sorted(learns))}; tensors look like {named[0][0]}"
+                f"Blocks are {', '.join(sorted(learns))}; tensors look like {named[0][0]}; the words "
+                f"{' and '.join(NORM_LAYERS)} stand for all layers of that kind"
             )
         return groups
+
+    def _tensors_of(self, kinds: tuple[type[nn.Module], ...]) -> set[str]:
+        """Names of the parameters and buffers of all layers of these kinds."""
+        layers = [(prefix, m) for prefix, m in self.module.named_modules() if isinstance(m, kinds)]
+        return {f"{prefix}.{name}" for prefix, layer in layers for name in layer.state_dict()}
 
     @property
     def shared(self) -> dict[BlockName, Block]:
