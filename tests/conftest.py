@@ -11,10 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # pytest's own, and what libraries set once when they are first imported or started.
-OWN_VARIABLES = ("PYTEST_", "TORCHINDUCTOR_", "KINETO_", "CUDA_", "KMP_", "TOKENIZERS_PARALLELISM", "HF_", "TF_")
+OWN_VARIABLES = (
+    "PYTEST_",
+    "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
+    "KINETO_",
+    "CUDA_",
+    "KMP_",
+    "TOKENIZERS_PARALLELISM",
+    "HF_",
+    "TF_",
+)
+
+# These machines are noisy: how long an example takes says nothing. CI draws the same examples each time.
+settings.register_profile("fedhpc", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("fedhpc")
 
 # Before torch is imported by any test: its kernels then use one thread from the start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -46,6 +46,7 @@ class Liveness:
         self._on_lost = on_lost or _end_process
         self._stopped = threading.Event()
         self._count = 0
+        self._diagnosing = False
         self._beat()
         self._thread = threading.Thread(target=self._watch, name="fedhpc-liveness", daemon=True)
 
@@ -61,17 +62,31 @@ class Liveness:
     def diagnose(self) -> str:
         """Names the ranks that stopped; waits a few beats for it. For use after a failed collective."""
         lost: Sequence[int]
+        self._diagnosing = True  # the thread leaves the last word to this call
         try:
-            before = self._counts()
-            time.sleep(3 * self._interval)
-            self._beat()
-            after = self._counts()
-            lost = [r for r in range(self._world) if r != self._rank and before[r] == after[r]]
+            # Who notices later must not take the ranks that noticed first, and ended, for the cause.
+            lost = self._known_lost()
+            if not lost:
+                before = self._counts()
+                time.sleep(3 * self._interval)
+                self._beat()
+                after = self._counts()
+                silent = [r for r in range(self._world) if r != self._rank and before[r] == after[r]]
+                lost = self._known_lost() or silent
+                if lost:
+                    self._store.set("lost", ",".join(map(str, lost)))
+            if self._rank == 0:
+                time.sleep(3 * self._interval)  # the store ends with this rank: let the others read it
         except RuntimeError:
             lost = [0]  # rank 0 serves the store
         if not lost:
             return f"no rank is silent, so the network or a collective is at fault ({self._context()})"
         return self._sentence(lost)
+
+    def _known_lost(self) -> list[int]:
+        if not self._store.check(["lost"]):
+            return []
+        return [int(r) for r in self._store.get("lost").decode().split(",")]
 
     def _sentence(self, lost: Sequence[int]) -> str:
         names = ", ".join(f"rank {r}" for r in lost)
@@ -94,10 +109,10 @@ class Liveness:
             try:
                 self._beat()
                 count = self._store.get(str(neighbour))
-                lost = self._store.get("lost") if self._store.check(["lost"]) else b""
+                lost = self._known_lost()
             except RuntimeError:
                 # Rank 0 leaves last in an orderly end; a short wait tells an end from a loss.
-                if not self._stopped.wait(2 * self._interval):
+                if not self._stopped.wait(2 * self._interval) and not self._diagnosing:
                     self._on_lost(self._sentence([0]))
                 return
             now = time.monotonic()
@@ -105,9 +120,9 @@ class Liveness:
                 seen, since = count, now
             elif now - since > self._timeout:
                 self._store.set("lost", str(neighbour))
-                lost = str(neighbour).encode()
-            if lost and int(lost) != self._rank:
-                self._on_lost(self._sentence([int(lost)]))
+                lost = [neighbour]
+            if lost and not self._diagnosing:
+                self._on_lost(self._sentence(lost))
                 return
 
 
