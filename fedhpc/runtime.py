@@ -6,8 +6,10 @@ with Runtime.start(config.runtime) as runtime:
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
+import platform
 import signal
 import socket
 import sys
@@ -125,6 +127,9 @@ class Runtime:
         from fedhpc.comm.mesh import build_mesh
 
         launch = read_launch()
+        _keep_heap()
+        if STORE_FD in os.environ:
+            _end_with_parent()
         torch.set_num_threads(config.threads_per_rank)
         device = _device(config.device, launch)
         backend: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
@@ -171,6 +176,27 @@ class Runtime:
         if dist.is_initialized() and kind is None:
             # Rank 0 serves the store: it leaves last, when the others have said goodbye.
             dist.destroy_process_group()
+
+
+def _keep_heap() -> None:
+    """Stop glibc from handing freed memory back between steps, up to 1 GiB of it.
+
+    A training step frees its activations at its end; glibc then shrinks the heap and grows it again in the next step:
+    hundreds of page faults a step, up to a tenth of the time of a small network on a CPU (benchmarks/README.md).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # parameter numbers of mallopt(3)
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+    mallopt(trim_threshold, 1 << 30)
+
+
+def _end_with_parent() -> None:
+    """A rank that `fedhpc run --ranks` started is asked to stop when that process is killed (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _device(name: str, launch: Launch) -> torch.device:
