@@ -50,7 +50,7 @@ def spawn_ranks(command: Sequence[str], num_ranks: int, log_folder: Path, thread
                 stdout=log,
                 stderr=log,
                 pass_fds=(listener.fileno(),) if rank == 0 else (),
-                # A kernel that groups tasks by session (sched_autogroup) then gives each rank its own share of a busy node.
+                # Kernels that group tasks by session (sched_autogroup) then give each rank a share of a busy node.
                 start_new_session=True,
             )
         )

@@ -17,9 +17,9 @@ import yaml
 import fedhpc
 from fedhpc.algorithms.objectives import default_objective
 from fedhpc.algorithms.registry import build_algorithm
-from fedhpc.client.client import Rows, derived_seed
+from fedhpc.client.client import ClientRecord, Rows, derived_seed
 from fedhpc.client.engine import Engine
-from fedhpc.client.slot import ClientRecord, Slot
+from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums

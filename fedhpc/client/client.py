@@ -52,6 +52,16 @@ class Rows:
         return rows
 
 
+@dataclass(frozen=True)
+class ClientRecord:
+    """What is known of a client everywhere: small, and the same on every rank."""
+
+    id: ClientId
+    site: str
+    rows: Rows
+    modalities: frozenset[str]
+
+
 @dataclass
 class Turn:
     """Where the run stands while a client has its turn; randomness comes from here."""
@@ -67,10 +77,7 @@ class DataClient:
 
     def __init__(
         self,
-        id: ClientId,
-        site: str,
-        rows: Rows,
-        modalities: frozenset[str],
+        record: ClientRecord,
         engine: Engine,
         batch_maker: BatchMaker,
         state: ClientState,
@@ -78,19 +85,19 @@ class DataClient:
         keep_optimizer: bool,
         score: Callable[[DataClient, Split], EvalReport],
     ) -> None:
-        self.id = id
-        self.site = site
-        self.modalities = modalities
-        self.num_examples = len(rows.train)
+        self.id = record.id
+        self.site = record.site
+        self.modalities = record.modalities
+        self.num_examples = len(record.rows.train)
         self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
         self.state = state
-        self._rows = rows
+        self._rows = record.rows
         self._engine = engine
         self._batch_maker = batch_maker
         self._turn = turn
         self._keep_optimizer = keep_optimizer
         self._score = score
-        torch.manual_seed(derived_seed(turn.random_seed, turn.round, id, "turn"))
+        torch.manual_seed(derived_seed(turn.random_seed, turn.round, record.id, "turn"))
 
     def load(self, shared: Blocks) -> None:
         weights = self._engine.weights
@@ -119,6 +126,8 @@ class DataClient:
         turn, config = self._turn, self._engine.config
         seed = derived_seed(turn.random_seed, turn.round, self.id, "fit", turn.fits)
         torch.manual_seed(seed)
+        if batches is not None and budget is not None:
+            raise ValueError("fit got batches and a budget; batches are gone through once, so leave the budget out")
         if batches is None:
             steps = self.steps(budget)
             generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import FitConfig, OptimizerConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Objective
-from fedhpc.models.blocks import FlatModel
+from fedhpc.models.blocks import LOCAL, FlatModel
 
 
 class Engine:
@@ -78,7 +78,7 @@ class Engine:
         Returns:
             Mean loss over batches (nan is possible: the caller knows whose it is), steps, examples.
         """
-        moving = tuple(self.weights.blocks) if train is None else tuple(train)
+        moving = self._moving(train)
         objective = objective or self.objective
         config = self.config
         with self._training(moving):
@@ -88,7 +88,8 @@ class Engine:
                 self._restore_optimizer(optimizer, optimizer_state)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             correction = Correction(self.weights, moving, gradient) if gradient is not None else None
-            scales = [(lr_scale or {}).get(group["block"], 1.0) for group in optimizer.param_groups]
+            lr_scale = self._known(lr_scale or {}, "lr_scale")
+            scales = [lr_scale.get(group["block"].removeprefix(LOCAL), 1.0) for group in optimizer.param_groups]
             total = torch.zeros((), device=self.device)
             num_batches = steps = examples = 0
             for group in groups_of(batches, config.accumulate):
@@ -114,7 +115,7 @@ class Engine:
 
     def optimizer_state(self, train: Sequence[BlockName] | None = None) -> dict[str, Any]:
         """Moments after a fit, by parameter name, on the CPU."""
-        moving = tuple(self.weights.blocks) if train is None else tuple(train)
+        moving = self._moving(train)
         names = {id(p): n for n, p in self.module.named_parameters()}
         return {
             names[id(parameter)]: {key: value.cpu().clone() for key, value in state.items() if value is not None}
@@ -130,6 +131,19 @@ class Engine:
                 key: value.to(self.device) if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
                 for key, value in moments.items()
             }
+
+    def _moving(self, train: Sequence[BlockName] | None) -> tuple[BlockName, ...]:
+        """Blocks that move, their local parts included."""
+        if train is None:
+            return tuple(self.weights.blocks)
+        wanted = self._known(dict.fromkeys(train, 1.0), "train")
+        return tuple(name for name in self.weights.blocks if name.removeprefix(LOCAL) in wanted)
+
+    def _known(self, blocks: Mapping[BlockName, float], what: str) -> Mapping[BlockName, float]:
+        have = {name.removeprefix(LOCAL) for name in self.weights.blocks}
+        if unknown := sorted(set(blocks) - have):
+            raise ValueError(f"{what} names {', '.join(unknown)}; the blocks that learn are {', '.join(sorted(have))}")
+        return blocks
 
     def _optimizer(self, moving: tuple[BlockName, ...]) -> torch.optim.Optimizer:
         if moving not in self._optimizers:

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from fedhpc.client.client import DataClient, Rows, Turn, park
+from fedhpc.client.client import ClientRecord, DataClient, Turn, park
 from fedhpc.client.engine import Engine
 from fedhpc.data.batches import BatchMaker
 from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
-
-
-@dataclass(frozen=True)
-class ClientRecord:
-    """What is known of a client everywhere: small, and the same on every rank."""
-
-    id: ClientId
-    site: str
-    rows: Rows
-    modalities: frozenset[str]
 
 
 class Slot:
@@ -57,13 +46,9 @@ class Slot:
 
     def turn(self, client: ClientId) -> DataClient:
         """Give the slot to a client. The one before must have been released."""
-        record = self.records[client]
         turn = self._turns.setdefault(client, Turn(self._random_seed, self.round, self._rounds))
         return DataClient(
-            record.id,
-            record.site,
-            record.rows,
-            record.modalities,
+            self.records[client],
             self.engine,
             self._batch_maker,
             self.states.get(client, {}),

@@ -51,12 +51,17 @@ def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
 def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:
     """Sizes and counts that models are built from."""
     height, width, channels = packed.image_shape or (0, 0, 0)
+    if config.data.max_tokens is not None and config.data.max_tokens > packed.max_tokens:
+        raise ValueError(
+            f"data.max_tokens: {config.data.max_tokens}, but the file has {packed.max_tokens} tokens a row; "
+            "leave the key out, or pack again with --max-tokens"
+        )
     learned = not isinstance(config.model, DualEncoderConfig)
     return DataSpec(
         image_channels=channels,
         image_size=(height, width),
         vocab_size=packed.vocab_size,
-        max_tokens=min(packed.max_tokens, config.data.max_tokens or packed.max_tokens),
+        max_tokens=config.data.max_tokens or packed.max_tokens,
         pad_token=packed.pad_token,
         num_classes=len(packed.label_classes[label_column(packed, config)]) if learned else 0,
     )

@@ -123,6 +123,22 @@ def test_blocks_that_do_not_move_stay_bit_for_bit() -> None:
     assert not torch.equal(made.weights.blocks["body"].flat, before["body"].flat)
 
 
+def test_unknown_blocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="train names hed; the blocks that learn are body, head"):
+        engine().fit(batches(1), lambda step: 0.1, train=("hed",))
+    with pytest.raises(ValueError, match="lr_scale names tail"):
+        engine().fit(batches(1), lambda step: 0.1, lr_scale={"tail": 0.5})
+
+
+def test_local_parts_move_with_their_block() -> None:
+    torch.manual_seed(0)
+    made = Engine(Net(), objective, fit_config(), torch.device("cpu"), ["batch_norm"])
+    before = {name: block.clone() for name, block in made.weights.blocks.items()}
+    made.fit(batches(), lambda step: 0.1, train=("body",), lr_scale={"body": 0.5})
+    moved = {name for name, block in made.weights.blocks.items() if not torch.equal(block.flat, before[name].flat)}
+    assert moved == {"body", "local/body"}
+
+
 def test_learning_rates_per_block() -> None:
     made = engine(optimizer={"name": "sgd", "learning_rate": 1.0})
     before = {name: block.clone() for name, block in made.weights.shared.items()}
