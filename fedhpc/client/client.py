@@ -97,7 +97,7 @@ class DataClient:
         self._turn = turn
         self._keep_optimizer = keep_optimizer
         self._score = score
-        torch.manual_seed(derived_seed(turn.random_seed, turn.round, record.id, "turn"))
+        engine.seed(derived_seed(turn.random_seed, turn.round, record.id, "turn"))
 
     def load(self, shared: Blocks) -> None:
         weights = self._engine.weights
@@ -125,7 +125,7 @@ class DataClient:
         self._turn.fits += 1
         turn, config = self._turn, self._engine.config
         seed = derived_seed(turn.random_seed, turn.round, self.id, "fit", turn.fits)
-        torch.manual_seed(seed)
+        self._engine.seed(seed)
         if batches is not None and budget is not None:
             raise ValueError("fit got batches and a budget; batches are gone through once, so leave the budget out")
         if batches is None:
@@ -157,7 +157,7 @@ class DataClient:
                 "or use fit.precision: float32"
             )
         if self._keep_optimizer:
-            self.state[OPTIMIZER_STATE] = self._engine.optimizer_state(train)
+            self.state[OPTIMIZER_STATE] = self._engine.optimizer_state()
         if self._engine.weights.local:
             self.state[LOCAL_STATE] = {name: block.clone() for name, block in self._engine.weights.local.items()}
         return FitReport(loss, done, examples, time.perf_counter() - start)

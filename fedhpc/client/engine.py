@@ -45,8 +45,16 @@ class Engine:
         }
         # What a client's local blocks are before its first turn.
         self.first_local = {name: block.clone() for name, block in self.weights.local.items()}
-        self._optimizers: dict[tuple[BlockName, ...], torch.optim.Optimizer] = {}
-        self._optimizer(tuple(self.weights.blocks))  # the first one is slow: pay before the first round
+        self._optimizers: dict[tuple[tuple[BlockName, ...], bool], torch.optim.Optimizer] = {}
+        # The first one is slow: pay before the first round.
+        self._last = self._optimizer(tuple(self.weights.blocks), False)
+
+    def seed(self, seed: int) -> None:
+        """Start the generators that models draw from. torch.manual_seed would ask every backend, which takes a
+        millisecond without a GPU: as long as some whole steps."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     # ------------------------------------------------------------------------------------------------- weights
     def difference(self, since: Blocks) -> dict[BlockName, Block]:
@@ -82,13 +90,13 @@ class Engine:
         objective = objective or self.objective
         config = self.config
         with self._training(moving):
-            optimizer = self._optimizer(moving)
+            lr_scale = self._known(lr_scale or {}, "lr_scale")
+            optimizer = self._last = self._optimizer(moving, bool(lr_scale))
             optimizer.state.clear()
             if optimizer_state is not None:
                 self._restore_optimizer(optimizer, optimizer_state)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             correction = Correction(self.weights, moving, gradient) if gradient is not None else None
-            lr_scale = self._known(lr_scale or {}, "lr_scale")
             scales = [lr_scale.get(group["block"].removeprefix(LOCAL), 1.0) for group in optimizer.param_groups]
             total = torch.zeros((), device=self.device)
             num_batches = steps = examples = 0
@@ -113,13 +121,12 @@ class Engine:
                 steps += 1
         return float(total) / max(num_batches, 1), steps, examples
 
-    def optimizer_state(self, train: Sequence[BlockName] | None = None) -> dict[str, Any]:
-        """Moments after a fit, by parameter name, on the CPU."""
-        moving = self._moving(train)
+    def optimizer_state(self) -> dict[str, Any]:
+        """Moments after the last fit, by parameter name, on the CPU."""
         names = {id(p): n for n, p in self.module.named_parameters()}
         return {
             names[id(parameter)]: {key: value.cpu().clone() for key, value in state.items() if value is not None}
-            for parameter, state in self._optimizer(moving).state.items()
+            for parameter, state in self._last.state.items()
         }
 
     def _restore_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -145,11 +152,15 @@ class Engine:
             raise ValueError(f"{what} names {', '.join(unknown)}; the blocks that learn are {', '.join(sorted(have))}")
         return blocks
 
-    def _optimizer(self, moving: tuple[BlockName, ...]) -> torch.optim.Optimizer:
-        if moving not in self._optimizers:
+    def _optimizer(self, moving: tuple[BlockName, ...], by_block: bool) -> torch.optim.Optimizer:
+        """Kept from fit to fit. A group a block where their learning rates differ, else one: a kernel call a group."""
+        key = (moving, by_block)
+        if key not in self._optimizers:
             groups = [{"params": self.weights.parameters[b], "block": b} for b in moving if self.weights.parameters[b]]
-            self._optimizers[moving] = build_optimizer(self.config.optimizer, groups)
-        return self._optimizers[moving]
+            if not by_block:
+                groups = [{"params": [p for group in groups for p in group["params"]], "block": ""}]
+            self._optimizers[key] = build_optimizer(self.config.optimizer, groups)
+        return self._optimizers[key]
 
     @contextmanager
     def _training(self, moving: tuple[BlockName, ...]) -> Iterator[None]:
@@ -216,7 +227,7 @@ class Correction:
 
 
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Fused kernels of torch.optim, a group per block."""
+    """Fused kernels of torch.optim."""
     common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, **common)

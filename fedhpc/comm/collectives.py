@@ -32,7 +32,7 @@ class Collectives:
 
     def all_sum_buckets(self, flat: Tensor) -> Iterator[Tensor]:
         """In-place sum of a 1-D tensor; yields each bucket once complete, while later ones are under way."""
-        buckets = flat.reshape(-1).split(max(self.bucket_bytes // flat.element_size(), 1)) if flat.numel() else ()
+        buckets = flat.reshape(-1).split(self.bucket_numel(flat)) if flat.numel() else ()
         if self.mesh.group is None:
             yield from buckets
             return
@@ -63,6 +63,10 @@ class Collectives:
         with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed):
             self.all_sum(table)
         return table
+
+    def bucket_numel(self, tensor: Tensor) -> int:
+        """Elements of a bucket."""
+        return max(self.bucket_bytes // tensor.element_size(), 1)
 
     def barrier(self) -> None:
         if self.mesh.group is not None:

@@ -50,9 +50,9 @@ class FixedPoint:
                 self._refuse(values, weight, name)
             part.add_((terms * factor).round_().to(torch.int64))
 
-    def encode_scalar(self, value: float) -> int:
+    def encode_scalar(self, value: float, name: str) -> int:
         if not abs(value) <= self.limit:
-            self._refuse(torch.tensor([value], dtype=torch.float64), 1.0, "a scalar")
+            self._refuse(torch.tensor([value], dtype=torch.float64), 1.0, name)
         return round(value * self.scale)
 
     def decode(self, total: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Weighted means over clients: contributions of a rank's clients are added into one buffer, which is summed over ranks.
 
-The buffer of an exchange is [block 1 | block 2 | ... | a weight per block | metrics | their weight], so that weights
-travel inside the same sum as what they weigh.
+The buffer of an exchange is [a weight per block | their whole weight | metrics | block 1 | block 2 | ...]: weights
+travel inside the same sum as what they weigh, and first, so that the first bucket can be decoded when it arrives.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Arithmetic(Protocol):
 
     def add(self, total: Tensor, values: Tensor, weight: float, name: str) -> None: ...
 
+    def encode_scalar(self, value: float, name: str) -> int | float: ...
+
     def mean(self, out: Tensor, total: Tensor, weight_total: float) -> None: ...
 
     def decode(self, total: Tensor) -> Tensor: ...
@@ -40,6 +42,7 @@ class ExactArithmetic:
     def __init__(self, fraction_bits: int, max_terms: int) -> None:
         self._fixed = FixedPoint(fraction_bits, max_terms)
         self.add = self._fixed.add
+        self.encode_scalar = self._fixed.encode_scalar
         self.decode = self._fixed.decode
 
     def mean(self, out: Tensor, total: Tensor, weight_total: float) -> None:
@@ -53,6 +56,9 @@ class FloatArithmetic:
 
     def add(self, total: Tensor, values: Tensor, weight: float, name: str) -> None:
         total.add_(values, alpha=weight)
+
+    def encode_scalar(self, value: float, name: str) -> int | float:
+        return value
 
     def mean(self, out: Tensor, total: Tensor, weight_total: float) -> None:
         torch.div(total, weight_total, out=out)
@@ -123,11 +129,10 @@ class WeightedMean:
         self._arithmetic = arithmetic
         self._device = device
         self._operation = operation
-        num_weights = len(like) + 1
-        body = sum(block.layout.numel for block in like.values())
-        self._total = sums.buffer(body + num_weights + len(self._metrics), arithmetic.dtype, device)
+        self._scalars: list[int | float] = [0] * (len(like) + 1 + len(self._metrics))
         sizes = [block.layout.numel for block in like.values()]
-        *parts, self._weights, self._metric_sums = self._total.split([*sizes, num_weights, len(self._metrics)])
+        self._total = sums.buffer(len(self._scalars) + sum(sizes), arithmetic.dtype, device)
+        self._head, *parts = self._total.split([len(self._scalars), *sizes])
         self._parts = dict(zip(like, parts, strict=True))
 
     def add(self, contribution: Contribution) -> None:
@@ -141,56 +146,58 @@ class WeightedMean:
             raise ValueError(
                 f"a contribution has metrics {sorted(contribution.metrics)}, announced were {sorted(self._metrics)}"
             )
-        row = torch.zeros(len(self._like) + 1, dtype=torch.float64)
-        for index, name in enumerate(self._like):
-            if name in contribution.blocks:
-                self._arithmetic.add(self._parts[name], contribution.blocks[name].flat, weight, f"block {name}")
-                row[index] = weight
-        row[-1] = weight
-        self._arithmetic.add(self._weights, row.to(self._device), 1.0, "weights")
-        if self._metrics:
-            values = torch.tensor([contribution.metrics[m] for m in self._metrics], dtype=torch.float64)
-            self._arithmetic.add(self._metric_sums, values.to(self._device), weight, "metrics")
+        scalars = [weight if name in contribution.blocks else 0.0 for name in self._like]
+        scalars += [weight, *(weight * contribution.metrics[name] for name in self._metrics)]
+        names = [*(f"weight of {name}" for name in self._like), "weight", *(f"metric {m}" for m in self._metrics)]
+        encoded = [self._arithmetic.encode_scalar(value, name) for value, name in zip(scalars, names, strict=True)]
+        for name, block in contribution.blocks.items():
+            self._arithmetic.add(self._parts[name], block.flat, weight, f"block {name}")
+        self._scalars = [total + one for total, one in zip(self._scalars, encoded, strict=True)]
 
     def finish(self) -> Reduced:
         """Every rank calls this. Raises ValueError when no client contributed at all."""
+        self._head.copy_(torch.tensor(self._scalars, dtype=self._arithmetic.dtype))
         collectives = self._sums.collectives
+        head = len(self._scalars)
+        flat = torch.empty(self._total.numel() - head, dtype=torch.float32, device=self._device)
         with collectives.ledger.entry(self._operation, ",".join(self._like) or "metrics", self._total.nbytes):
-            # The tail (weights) is needed to decode the first bucket; it is small, so it is summed first.
-            tail_start = self._total.numel() - self._weights.numel() - self._metric_sums.numel()
-            collectives.all_sum(self._total[tail_start:])
-            weights = self._arithmetic.decode(self._weights).tolist()
-            if not weights[-1] > 0:
-                raise ValueError("no client contributed to the weighted mean: all weights are 0")
-            flat = torch.empty(tail_start, dtype=torch.float32, device=self._device)
-            pieces = self._pieces(flat, weights)
             done = 0
-            for bucket in collectives.all_sum_buckets(self._total[:tail_start]):
+            weights: list[float] = []
+            pieces: list[tuple[int, int, float]] = []
+            for bucket in collectives.all_sum_buckets(self._total):
                 done += bucket.numel()
-                while pieces and pieces[0][2] <= done:
-                    start, out, stop, weight_total = pieces.pop(0)
-                    self._arithmetic.mean(out, self._total[start:stop], weight_total)
+                if done - bucket.numel() < head <= done:
+                    scalars = self._arithmetic.decode(self._head).tolist()
+                    weights, weight = scalars[: len(self._like)], scalars[len(self._like)]
+                    metrics = scalars[len(self._like) + 1 :]
+                    if not weight > 0:
+                        raise ValueError("no client contributed to the weighted mean: all weights are 0")
+                    pieces = self._pieces(weights)
+                while pieces and pieces[0][1] <= done:
+                    start, stop, share = pieces.pop(0)
+                    self._arithmetic.mean(flat[start - head : stop - head], self._total[start:stop], share)
         mean = {}
         offset = 0
-        for (name, block), weight in zip(self._like.items(), weights, strict=False):
-            if weight > 0:
+        for (name, block), share in zip(self._like.items(), weights, strict=True):
+            if share > 0:
                 mean[name] = Block(flat[offset : offset + block.layout.numel], block.layout)
             offset += block.layout.numel
-        metrics = (self._arithmetic.decode(self._metric_sums) / weights[-1]).tolist()
         return Reduced(
-            mean, dict(zip(self._like, weights, strict=False)), dict(zip(self._metrics, metrics, strict=True))
+            mean,
+            dict(zip(self._like, weights, strict=True)),
+            {name: value / weight for name, value in zip(self._metrics, metrics, strict=True)},
         )
 
-    def _pieces(self, flat: Tensor, weights: Sequence[float]) -> list[tuple[int, Tensor, int, float]]:
-        """(start, output, stop, weight) of stretches that lie in one block and in one bucket."""
-        bucket = max(self._sums.collectives.bucket_bytes // self._total.element_size(), 1)
+    def _pieces(self, weights: Sequence[float]) -> list[tuple[int, int, float]]:
+        """(start, stop, weight) of stretches of the buffer that lie in one block and in one bucket."""
+        bucket = self._sums.collectives.bucket_numel(self._total)
         pieces = []
-        offset = 0
-        for block, weight in zip(self._like.values(), weights, strict=False):
+        offset = len(self._scalars)
+        for block, weight in zip(self._like.values(), weights, strict=True):
             start, end = offset, offset + block.layout.numel
             while weight > 0 and start < end:
                 stop = min(end, (start // bucket + 1) * bucket)
-                pieces.append((start, flat[start:stop], stop, weight))
+                pieces.append((start, stop, weight))
                 start = stop
             offset = end
         return pieces

@@ -141,8 +141,9 @@ class BatchMaker:
             image = image.permute(0, 3, 1, 2)
             raw["image"] = image if self._channels_last else image.contiguous()
         if "tokens" in raw:
-            tokens = raw["tokens"][:, : self._config.max_tokens].to(torch.int64)
-            raw["tokens"] = tokens
+            raw["tokens"] = raw["tokens"][:, : self._config.max_tokens].to(torch.int64)
+        if "label" in raw:
+            raw["label"] = raw["label"].to(torch.int64)
         return {name: column.to(self._device, non_blocking=True) for name, column in raw.items()}
 
     def _normalise(self, image: Tensor) -> Tensor:

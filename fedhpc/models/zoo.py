@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, Model
 from fedhpc.interfaces import Batch, BlockName, DataSpec
+from fedhpc.models.dropout import dropout
 from fedhpc.models.dual_encoder import DualEncoder
 from fedhpc.models.vision import ImageEncoder, build_image_encoder
 
@@ -50,9 +51,9 @@ class CnnEncoder(nn.Module):
         # ReLU after the maximum instead of before it: the same numbers and gradients, a quarter of the work.
         x = torch.relu_(self.conv1(images))
         x = torch.relu_(torch.max_pool2d(self.conv2(x), 2))
-        if self.training:
-            x = torch.dropout(x, 0.25, True)
-        return torch.relu_(self.linear(x.flatten(1)))
+        x = dropout(x, 0.25, self.training)
+        # Features in the order height, width, channel: without a copy where memory is channels_last.
+        return torch.relu_(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
     forward = features
 
@@ -81,7 +82,7 @@ class Classifier(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """batch["image"] [B,C,H,W] -> "logits" [B,num_classes], "image_features" [B,width]."""
         features = self.encoder.features(batch["image"])
-        kept = torch.dropout(features, self.dropout, True) if self.training and self.dropout else features
+        kept = dropout(features, self.dropout, self.training) if self.dropout else features
         return {"logits": self.head(kept), "image_features": features}
 
 

@@ -39,7 +39,7 @@ def test_the_weighted_mean_is_right(parts: list[tuple[list[float], float]]) -> N
     fixed = FixedPoint(32, len(parts))
     weight = sum(w for _, w in parts)
     out = torch.empty(3)
-    mean_into(out, total_of(parts, len(parts)), fixed.encode_scalar(weight))
+    mean_into(out, total_of(parts, len(parts)), fixed.encode_scalar(weight, "weight"))
     expected = torch.tensor([[v * w for v in values] for values, w in parts], dtype=torch.float64).sum(0) / weight
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 

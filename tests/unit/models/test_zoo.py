@@ -46,7 +46,8 @@ def test_cnn_by_hand(channels_last: bool) -> None:
     model = build({"name": "cnn_tiny"}).eval()
     batch = make_batch()
     x = F.relu(F.conv2d(batch["image"], model.encoder.conv1.weight, model.encoder.conv1.bias))
-    x = F.max_pool2d(F.relu(F.conv2d(x, model.encoder.conv2.weight, model.encoder.conv2.bias)), 2).flatten(1)
+    x = F.max_pool2d(F.relu(F.conv2d(x, model.encoder.conv2.weight, model.encoder.conv2.bias)), 2)
+    x = x.movedim(1, 3).reshape(len(x), -1)  # the linear layer reads height, width, channel
     features = F.relu(F.linear(x, model.encoder.linear.weight, model.encoder.linear.bias))
     expected = F.linear(features, model.head.weight, model.head.bias)
     if channels_last:
