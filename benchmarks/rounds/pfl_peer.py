@@ -151,6 +151,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise RuntimeError(f"parameters are not finite after {arguments.rounds} rounds: no valid timing")
     if distributed.global_rank == 0:
         report("pfl_tuned" if arguments.tuned else "pfl", arguments, stopwatch.seconds, packages=("pfl", "numpy"))
+    if torch.distributed.is_initialized():  # a rank that leaves first makes the other abort now and then
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
