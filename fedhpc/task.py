@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import platform
 import sys
 import time
@@ -101,11 +102,15 @@ class RunTask:
         path = data_path(config)
         with PackedFile(path) as packed:
             run, sites, close_report = build(config, packed, runtime, self.run_dir)
+            # What is there now stays: the garbage collector need not look at half a million objects again and again.
+            gc.collect()
+            gc.freeze()
             try:
                 per_client = run_rounds(run)
                 run.locate("the digest")
                 sha = final_sha256(run.fed, run.algorithm, run.evaluated)
             finally:
+                gc.unfreeze()
                 close_report()
             records = run.fed.slot.records
             results: dict[str, Any] = {

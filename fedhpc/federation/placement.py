@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from fedhpc.interfaces import ClientId
+
+MEMORY = 8  # turns that weigh in a client's cost; older ones fade
 
 
 def longest_first(costs: Mapping[ClientId, float], num_slots: int) -> list[list[ClientId]]:
@@ -34,7 +37,7 @@ class Placement:
     def __init__(self, examples: Mapping[ClientId, int], num_slots: int, stateful: bool) -> None:
         self._examples = examples
         self._num_slots = num_slots
-        self._seconds: dict[ClientId, float] = {}
+        self._factor: dict[ClientId, tuple[float, int]] = {}  # seconds a row against the usual, turns behind it
         self._home: dict[ClientId, int] = {}
         if stateful:
             for slot, clients in enumerate(longest_first({c: float(n) for c, n in examples.items()}, num_slots)):
@@ -51,13 +54,18 @@ class Placement:
         return [c for c, home in self._home.items() if home == slot]
 
     def learn(self, cohort: Sequence[ClientId], seconds: Sequence[float]) -> None:
-        """Measured cost of each client of a round, the same numbers on every rank."""
-        for client, cost in zip(cohort, seconds, strict=True):
-            old = self._seconds.get(client, cost)
-            self._seconds[client] = 0.5 * old + 0.5 * cost
+        """Measured cost of each client of a round, the same numbers on every rank.
+
+        What is kept is how a client's seconds a row compare with the round's median, so that a slow round (the first
+        one warms up) says nothing, and one slow turn says little.
+        """
+        rates = [cost / max(self._examples[c], 1) for c, cost in zip(cohort, seconds, strict=True)]
+        usual = median(rates)
+        if usual <= 0:
+            return
+        for client, rate in zip(cohort, rates, strict=True):
+            factor, turns = self._factor.get(client, (1.0, 0))
+            self._factor[client] = ((factor * (turns + 1) + rate / usual) / (turns + 2), min(turns + 1, MEMORY))
 
     def _costs(self, cohort: Sequence[ClientId]) -> dict[ClientId, float]:
-        known = [c for c in cohort if c in self._seconds]
-        rows = sum(self._examples[c] for c in known)
-        per_row = sum(self._seconds[c] for c in known) / rows if rows else 1.0
-        return {c: self._seconds.get(c, per_row * self._examples[c]) for c in cohort}
+        return {c: self._examples[c] * self._factor.get(c, (1.0, 0))[0] for c in cohort}

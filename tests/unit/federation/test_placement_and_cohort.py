@@ -37,10 +37,19 @@ def test_clients_with_state_never_move(cost: dict[int, float], slots: int, data:
 
 def test_measured_cost_beats_the_number_of_rows() -> None:
     placement = Placement({0: 10, 1: 10, 2: 10, 3: 10}, 2, stateful=False)
-    placement.learn([0, 1, 2, 3], [9.0, 1.0, 1.0, 1.0])
+    for _ in range(3):
+        placement.learn([0, 1, 2, 3], [9.0, 1.0, 1.0, 1.0])
     assert placement.place([0, 1, 2, 3]) == [[0], [1, 2, 3]]
     other = Placement({0: 90, 1: 10, 2: 10, 3: 10}, 2, stateful=False)
     assert other.place([0, 1, 2, 3]) == [[0], [1, 2, 3]], "rows are the first guess"
+
+
+def test_a_slow_round_or_a_single_slow_turn_moves_little() -> None:
+    placement = Placement(dict.fromkeys(range(8), 10), 2, stateful=False)
+    placement.learn([0, 1, 2, 3], [30.0, 31.0, 29.0, 30.0])  # the first round warms up
+    placement.learn([4, 5, 6, 7], [1.0, 1.0, 1.0, 2.0])  # one turn was disturbed
+    assert [len(slot) for slot in placement.place(range(8))] == [4, 4]
+    assert [len(slot) for slot in placement.place([0, 1, 4, 5])] == [2, 2]
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 1000), st.data())
