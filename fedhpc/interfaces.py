@@ -204,6 +204,12 @@ class Client(Protocol):
     def forward(self, batch: Batch, output: str) -> Tensor:
         """One named output of the model in eval mode, without gradients: "image", "text", "logits", ..."""
 
+    def reference(self, blocks: Blocks, name: str = "anchor") -> Callable[[Batch], Mapping[str, Tensor]]:
+        """All outputs of the model under other weights, in eval mode and without gradients: an anchor for objectives.
+
+        A second resident model a `name`, made when first asked for. Valid inside the function that asked.
+        """
+
     def dot(self, a: Blocks, b: Blocks) -> float:
         """Sum of products over trainable tensors of the blocks in both, complete even when the client is sharded."""
 

@@ -188,6 +188,9 @@ class DataClient:
         """All outputs of the model in eval mode, without gradients."""
         return self._engine.forward(batch)
 
+    def reference(self, blocks: Blocks, name: str = "anchor") -> Callable[[Batch], Mapping[str, Tensor]]:
+        return self._engine.reference(blocks, name)
+
     def dot(self, a: Blocks, b: Blocks) -> float:
         # float64: thousands of small products lose digits in float32.
         return sum(

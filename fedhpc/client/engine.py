@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,7 +38,9 @@ class Engine:
         self.device = device
         self.config = config
         self.objective = objective
-        self.weights = FlatModel(module, local_patterns)
+        self._local_patterns = tuple(local_patterns)
+        self.weights = FlatModel(module, self._local_patterns)
+        self._twins: dict[str, FlatModel] = {}
         self.module = module
         self._run: nn.Module = torch.compile(module) if config.compile else module  # type: ignore[assignment]
         self._difference: dict[BlockName, Block] = {
@@ -191,6 +194,22 @@ class Engine:
         self.module.eval()
         with self._autocast():
             outputs: Mapping[str, Tensor] = self._run(batch)
+        return outputs
+
+    def reference(self, blocks: Blocks, name: str) -> Callable[[Batch], Mapping[str, Tensor]]:
+        """The model's outputs under `blocks`; local blocks are the present client's. A twin of the model a `name`."""
+        if name not in self._twins:
+            self._twins[name] = FlatModel(copy.deepcopy(self.module), self._local_patterns)
+            self._twins[name].module.requires_grad_(False).eval()
+        twin = self._twins[name]
+        twin.load({**blocks, **self.weights.local})
+
+        @torch.no_grad()
+        def outputs(batch: Batch) -> Mapping[str, Tensor]:
+            with self._autocast():
+                result: Mapping[str, Tensor] = twin.module(batch)
+            return result
+
         return outputs
 
 
