@@ -53,7 +53,7 @@ SHOWN = {
         "recall_at_1": "R@1",
         "recall_at_5": "R@5",
         "recall_at_10": "R@10",
-        "chance_recall_at_1": "R@1 by chance",
+        "chance_recall_at_1": "chance R@1",
     },
     "classifier": {
         "accuracy": "accuracy",

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def draw(folder: Path, shown: Sequence[str]) -> list[Path]:
-    """plots/loss.png, and one picture for each of `shown` that was evaluated: a line per client, the mean thick.
+    """plots/loss.png, and one picture for each of `shown` that was evaluated: a line per client.
 
     Returns:
         The files written.
@@ -30,9 +30,11 @@ def draw(folder: Path, shown: Sequence[str]) -> list[Path]:
         axes.plot(*zip(*losses, strict=True))
         axes.set(xlabel="round", ylabel="mean training loss")
         written.append(_save(figure, target / "loss.png"))
-    curves: dict[str, dict[tuple[str, str], list[tuple[int, float]]]] = {m: defaultdict(list) for m in shown}
+    curves: dict[str, dict[tuple[str, str], list[tuple[int, float]]]] = {
+        metric: defaultdict(list) for metric in shown if not metric.startswith("chance")
+    }
     for line in _lines(folder / "evaluation.jsonl"):
-        for metric in shown:
+        for metric in curves:
             if line.get(metric) is not None:
                 curves[metric][line["client"], line["split"]].append((line["round"] + 1, line[metric]))
     for metric, lines in curves.items():

@@ -17,6 +17,8 @@ from rich.table import Table
 from fedhpc.config.schema import RunConfig, Split
 from fedhpc.report.tensorboard import Scalars
 
+LOG_WIDTH = 140  # characters
+
 
 class SilentReporter:
     """For every rank but the first."""
@@ -107,7 +109,10 @@ class RunReporter:
         """results.json and the table of the final evaluation, on standard output."""
         (self._folder / "results.json").write_text(json.dumps(_finite(results), indent=1))
         self.close()
-        Console(soft_wrap=True).print(final_table(results, self._shown))
+        console = Console()
+        if not console.is_terminal:  # a log file has no width: numbers are not to be cut
+            console = Console(width=LOG_WIDTH)
+        console.print(final_table(results, self._shown))
 
     def close(self) -> None:
         if self._progress is not None:
@@ -138,7 +143,7 @@ def final_table(results: Mapping[str, Any], shown: Mapping[str, str]) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _finite(value: Any) -> Any:
