@@ -39,7 +39,7 @@ from fedhpc.interfaces import Algorithm, ClientId
 from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
-from fedhpc.runtime import Runtime
+from fedhpc.runtime import Runtime, settle
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs")
@@ -102,9 +102,7 @@ class RunTask:
         path = data_path(config)
         with PackedFile(path) as packed:
             run, sites, close_report = build(config, packed, runtime, self.run_dir)
-            # What is there now stays: the garbage collector need not look at half a million objects again and again.
-            gc.collect()
-            gc.freeze()
+            settle()
             try:
                 per_client = run_rounds(run)
                 run.locate("the digest")

@@ -8,6 +8,7 @@ Round times are those of metrics.jsonl: from choosing the cohort to the shared w
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,14 @@ def main() -> None:
     arguments = parse(parser(__doc__))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pack(folder / "random.h5", arguments.num_clients, arguments.seed)
+        # In a process of its own: what packing leaves on the heap is not the run's memory.
+        packing = multiprocessing.get_context("spawn").Process(
+            target=pack, args=(folder / "random.h5", arguments.num_clients, arguments.seed)
+        )
+        packing.start()
+        packing.join()
+        if packing.exitcode:
+            sys.exit(f"packing ended with {packing.exitcode}")
         (folder / "run.yaml").write_text(yaml.safe_dump(config(arguments, folder / "random.h5")))
         command = [sys.executable, "-m", "fedhpc.cli", "run", str(folder / "run.yaml")]
         command += ["--run-dir", str(folder / "run"), "--ranks", str(arguments.ranks)]

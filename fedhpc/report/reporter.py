@@ -52,8 +52,10 @@ class RunReporter:
 
     def start(self, rounds_done: int) -> None:
         # Lines of rounds that are made again after a kill would stand there twice.
-        for name in ("metrics.jsonl", "ledger.jsonl", "evaluation.jsonl"):
+        for name in ("metrics.jsonl", "ledger.jsonl"):
             _keep_before(self._folder / name, rounds_done)
+        # The final evaluation is made at every start, of a finished run too.
+        _keep_before(self._folder / "evaluation.jsonl", min(rounds_done, self._config.rounds - 1))
         self._scalars = Scalars(self._folder / "tensorboard", rounds_done) if self._config.report.tensorboard else None
         if rounds_done:
             self._console.print(f"resuming after round {rounds_done} of {self._config.rounds}")

@@ -68,6 +68,8 @@ def test_a_finished_run_prints_its_result_again(tmp_path: Path) -> None:
     assert sha_of(first) == sha_of(second)
     lines = (tmp_path / "runs" / "smoke-fedavg" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1, "nothing is trained twice"
+    lines = (tmp_path / "runs" / "smoke-fedavg" / "evaluation.jsonl").read_text().splitlines()
+    assert len(lines) == 5, "one line a client"
 
 
 def test_a_changed_config_is_refused_unless_told(tmp_path: Path) -> None:
