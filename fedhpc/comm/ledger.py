@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Literal
 
-Operation = Literal["reduce", "mean", "sum", "gather", "placement", "evaluation", "digest"]
+Operation = Literal["reduce", "mean", "sum", "gather", "placement", "evaluation"]
 
 
 @dataclass

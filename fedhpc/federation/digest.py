@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import torch
-
 from fedhpc.client.client import DataClient
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.interfaces import Algorithm, Blocks, ClientId
@@ -38,13 +36,3 @@ def final_sha256(fed: SlotFederation, algorithm: Algorithm, clients: Sequence[Cl
 
     rows = fed.evaluate(own, [str(i) for i in range(32)], clients)
     return hashlib.sha256(bytes(int(row[str(i)]) for row in rows for i in range(32))).hexdigest()
-
-
-def same_everywhere(fed: SlotFederation, algorithm: Algorithm) -> bool:
-    """Whether all ranks hold the same shared blocks. Every rank calls this."""
-    mesh = fed.collectives.mesh
-    row = torch.tensor(list(blocks_sha256(algorithm.shared)), dtype=torch.float64)
-    table = fed.collectives.all_rows(
-        {mesh.slot: row}, mesh.num_slots, (32,), fed.slot.engine.device, operation="digest", what="sha256 of shared"
-    )
-    return bool((table == table[0]).all())
