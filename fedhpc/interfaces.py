@@ -157,6 +157,7 @@ class EvalReport:
 
 ClientState = dict[str, Any]  # str -> Tensor | Block | Blocks | JSON value; survives rounds, ranks and restarts
 Objective = Callable[[nn.Module, Batch], Tensor]  # (model, batch) -> scalar loss
+Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]  # (a model's outputs on a batch, the batch) -> scalar loss
 
 
 class Client(Protocol):
@@ -168,6 +169,7 @@ class Client(Protocol):
     num_examples: int  # training rows
     blocks: frozenset[BlockName]  # that it owns
     state: ClientState  # lives on the CPU between turns
+    loss: Loss  # what the config minimises
 
     def load(self, shared: Blocks) -> None:
         """Take over the shared blocks that it owns."""
@@ -201,13 +203,21 @@ class Client(Protocol):
     def evaluate(self, split: Split) -> EvalReport:
         """Score its present weights on its own rows."""
 
+    def measure(self, split: Split, loss: Loss | None = None, *, fraction: float = 1.0) -> float:
+        """Mean loss (the config's when not given) of its present weights on a random `fraction` of its own rows, in
+        eval mode: over batches of fit.batch_size, a last smaller one left out, as contrastive losses change with it.
+
+        Raises ValueError when the split has fewer than 2 rows.
+        """
+
     def forward(self, batch: Batch, output: str) -> Tensor:
         """One named output of the model in eval mode, without gradients: "image", "text", "logits", ..."""
 
     def reference(self, blocks: Blocks, name: str = "anchor") -> Callable[[Batch], Mapping[str, Tensor]]:
-        """All outputs of the model under other weights, in eval mode and without gradients: an anchor for objectives.
+        """All outputs of the model under other weights, without gradients: an anchor for objectives.
 
-        A second resident model a `name`, made when first asked for. Valid inside the function that asked.
+        Normalised by the batch as the training model is (else an exact copy would not give the same outputs), without
+        dropout. A second resident model a `name`, made when first asked for. Valid inside the function that asked.
         """
 
     def dot(self, a: Blocks, b: Blocks) -> float:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import fedhpc
-from fedhpc.algorithms.objectives import default_objective
+from fedhpc.algorithms.objectives import build_loss
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import ClientRecord, Rows, derived_seed
 from fedhpc.client.engine import Engine
@@ -178,7 +178,7 @@ def build(
     spec = data_spec(packed, config)
     torch.manual_seed(derived_seed(config.random_seed, "model"))
     module = build_model(config.model, spec)
-    engine = Engine(module, default_objective(config.model), config.fit, device, config.aggregation.local_blocks)
+    engine = Engine(module, build_loss(config), config.fit, device, config.aggregation.local_blocks)
     scorer: RetrievalScorer | ClassificationScorer
     if isinstance(config.model, ClassifierConfig):
         label = f"label/{label_column(packed, config)}"

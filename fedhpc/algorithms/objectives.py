@@ -1,13 +1,15 @@
-"""Loss terms. The maths works on tensors; an Objective applies it to what a model makes of a batch."""
+"""Loss terms. The maths works on tensors; a Loss applies it to what a model made of a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedhpc.config.schema import DualEncoderConfig, Model
-from fedhpc.interfaces import Batch, Objective
+from fedhpc.config.schema import DualEncoderConfig, RunConfig
+from fedhpc.interfaces import Batch, Loss
 
 IGNORED_LABEL = -1  # a row without this label
 
@@ -33,18 +35,17 @@ def cross_entropy_loss(logits: Tensor, label: Tensor) -> Tensor:
     return total / (label != IGNORED_LABEL).sum().clamp(min=1)
 
 
-def image_text_alignment(model: nn.Module, batch: Batch) -> Tensor:
-    """`contrastive_loss` of a dual encoder's embeddings. KeyError when the batch lacks images or tokens."""
-    out = model(batch)
-    with torch.autocast(batch["image"].device.type, enabled=False):  # similarities / 0.07 are too coarse in bfloat16
+def image_text_alignment(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """`contrastive_loss` of a dual encoder's embeddings. KeyError when the batch lacked images or tokens."""
+    with torch.autocast(out["image"].device.type, enabled=False):  # similarities / 0.07 are too coarse in bfloat16
         return contrastive_loss(out["image"].float(), out["text"].float(), out["log_temperature"].exp())
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+def cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
     """`cross_entropy_loss` of a classifier's logits against batch["label"]."""
-    return cross_entropy_loss(model(batch)["logits"], batch["label"])
+    return cross_entropy_loss(out["logits"], batch["label"])
 
 
-def default_objective(config: Model) -> Objective:
+def build_loss(config: RunConfig) -> Loss:
     """What a client minimises when its algorithm names nothing else."""
-    return image_text_alignment if isinstance(config, DualEncoderConfig) else cross_entropy
+    return image_text_alignment if isinstance(config.model, DualEncoderConfig) else cross_entropy

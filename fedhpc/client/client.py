@@ -25,6 +25,7 @@ from fedhpc.interfaces import (
     EvalReport,
     FitReport,
     GradientTerm,
+    Loss,
     Objective,
     Split,
 )
@@ -91,6 +92,7 @@ class DataClient:
         self.num_examples = len(record.rows.train)
         self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
         self.state = state
+        self.loss: Loss = engine.loss
         self._rows = record.rows
         self._engine = engine
         self._batch_maker = batch_maker
@@ -177,6 +179,25 @@ class DataClient:
 
     def evaluate(self, split: Split) -> EvalReport:
         return self._score(self, split)
+
+    def measure(self, split: Split, loss: Loss | None = None, *, fraction: float = 1.0) -> float:
+        rows = self._rows.of(split)
+        if len(rows) < 2:
+            raise ValueError(
+                f"client {self.id} ({self.site}) has {len(rows)} rows in {split}, and its loss there is asked for; "
+                "set partition.min_examples, or take the loss on train"
+            )
+        seed = derived_seed(self._turn.random_seed, "measure", split, self.id)  # the same rows in every round
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        rows = rows[: max(2, round(fraction * len(rows)))]
+        size = self._engine.config.batch_size
+        sizes = batch_sizes(len(rows), size, drop_last=True)
+        loss = loss or self.loss
+        total = 0.0
+        for batch in self._batch_maker.ordered(rows[: sum(sizes)], size):
+            with torch.no_grad():
+                total += float(loss(self.outputs(batch), batch)) * len(batch["row"])
+        return total / sum(sizes)
 
     def forward(self, batch: Batch, output: str) -> Tensor:
         outputs = self.outputs(batch)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.config.schema import FitConfig, OptimizerConfig
-from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Objective
-from fedhpc.models.blocks import LOCAL, FlatModel
+from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
+from fedhpc.models.blocks import LOCAL, NORM_LAYERS, FlatModel
 
 
 class Engine:
@@ -21,13 +21,13 @@ class Engine:
 
     Args:
         module: built and initialised, on the CPU. Moves to `device`.
-        objective: the loss when a client gives none of its own.
+        loss: what is minimised where a client gives no objective of its own.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        objective: Objective,
+        loss: Loss,
         config: FitConfig,
         device: torch.device,
         local_patterns: Iterable[str] = (),
@@ -37,7 +37,7 @@ class Engine:
             module = module.to(memory_format=torch.channels_last)
         self.device = device
         self.config = config
-        self.objective = objective
+        self.loss = loss
         self._local_patterns = tuple(local_patterns)
         self.weights = FlatModel(module, self._local_patterns)
         self._twins: dict[str, FlatModel] = {}
@@ -90,7 +90,7 @@ class Engine:
             Mean loss over batches (nan is possible: the caller knows whose it is), steps, examples.
         """
         moving = self._moving(train)
-        objective = objective or self.objective
+        objective = objective or (lambda model, batch: self.loss(model(batch), batch))
         config = self.config
         with self._training(moving):
             lr_scale = self._known(lr_scale or {}, "lr_scale")
@@ -199,8 +199,11 @@ class Engine:
     def reference(self, blocks: Blocks, name: str) -> Callable[[Batch], Mapping[str, Tensor]]:
         """The model's outputs under `blocks`; local blocks are the present client's. A twin of the model a `name`."""
         if name not in self._twins:
-            self._twins[name] = FlatModel(copy.deepcopy(self.module), self._local_patterns)
-            self._twins[name].module.requires_grad_(False).eval()
+            twin = self._twins[name] = FlatModel(copy.deepcopy(self.module), self._local_patterns)
+            twin.module.requires_grad_(False).eval()
+            for layer in twin.module.modules():
+                if isinstance(layer, NORM_LAYERS["batch_norm"]):
+                    layer.train()  # its running statistics come anew with every `load`
         twin = self._twins[name]
         twin.load({**blocks, **self.weights.local})
 

@@ -135,24 +135,34 @@ class DualEncoder(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Embeds what the batch has of "image" [B,C,H,W] and "tokens" [B,L].
 
-        Returns "image" and "text" [B,embed_dim], unit vectors; "image_features" and "text_features" [B,width], the
-        encoders' global tokens before alignment; always "log_temperature" [1].
-        Raises ValueError when the batch has neither.
+        Returns "image" and "text" [B,embed_dim], unit vectors; "image_tokens" and "text_tokens" [B,T,width], what the
+        encoders gave, token 0 being the global one; "image_features" and "text_features" [B,width], that token alone;
+        "text_mask" bool [B,L], True where attended; always "log_temperature" [1].
+        An encoder whose tokens are in the batch already ("image_tokens", "text_tokens") is not run again: models that
+        share frozen encoders share what they give. Raises ValueError when the batch has neither modality.
         """
         out: dict[str, Tensor] = {"log_temperature": self.log_temperature}
         if "image" in batch:
-            if self.image_align is None:
-                features = aligned = self.image_encoder.features(batch["image"])
+            if "image_tokens" in batch:
+                tokens = batch["image_tokens"]
+            elif self.image_align is None:
+                tokens = self.image_encoder.features(batch["image"]).unsqueeze(1)
             else:
                 tokens = self.image_encoder(batch["image"])
-                features, aligned = tokens[:, 0], self.image_align(tokens)
-            out |= {"image_features": features, "image": self.image_head(aligned)}
+            features = tokens[:, 0]
+            aligned = features if self.image_align is None else self.image_align(tokens)
+            out |= {"image_tokens": tokens, "image_features": features, "image": self.image_head(aligned)}
         if "tokens" in batch:
             mask = self.text_encoder.mask(batch["tokens"])
-            tokens = self.text_encoder(batch["tokens"], mask)
+            tokens = batch["text_tokens"] if "text_tokens" in batch else self.text_encoder(batch["tokens"], mask)
             features = tokens[:, 0]
             aligned = features if self.text_align is None else self.text_align(tokens, mask)
-            out |= {"text_features": features, "text": self.text_head(aligned)}
+            out |= {
+                "text_tokens": tokens,
+                "text_mask": mask,
+                "text_features": features,
+                "text": self.text_head(aligned),
+            }
         if len(out) == 1:
             has = ", ".join(batch) or "nothing"
             raise ValueError(f"the batch has {has}; a dual encoder needs image, tokens or both")

@@ -2,32 +2,20 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from fedhpc.algorithms.objectives import (
+    build_loss,
     contrastive_loss,
     cross_entropy,
     cross_entropy_loss,
-    default_objective,
     image_text_alignment,
 )
-from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig
-from fedhpc.interfaces import Batch
+from fedhpc.config.load import load_config
+from tests.conftest import ROOT
 
 # Unit vectors whose cosines are [[.5, .4], [.2, .6]] (ALGORITHMS.md A.3).
 IMAGE = torch.eye(2, 4)
 TEXT = torch.tensor([[0.5, 0.2, math.sqrt(0.71), 0.0], [0.4, 0.6, 0.0, math.sqrt(0.48)]])
-
-
-class Fixed(nn.Module):
-    """Returns what it was given."""
-
-    def __init__(self, **out: torch.Tensor) -> None:
-        super().__init__()
-        self.out = out
-
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.out
 
 
 def test_contrastive_loss_golden_value() -> None:
@@ -50,8 +38,8 @@ def test_contrastive_loss_of_a_collapsed_model_is_two_log_n() -> None:
 
 
 def test_image_text_alignment_reads_the_models_outputs() -> None:
-    model = Fixed(image=IMAGE.bfloat16(), text=TEXT.bfloat16(), log_temperature=torch.tensor([math.log(0.07)]))
-    loss = image_text_alignment(model, {"image": torch.zeros(2, 1, 2, 2)})
+    out = {"image": IMAGE.bfloat16(), "text": TEXT.bfloat16(), "log_temperature": torch.tensor([math.log(0.07)])}
+    loss = image_text_alignment(out, {"image": torch.zeros(2, 1, 2, 2)})
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(0.1438184, abs=0.01)
 
@@ -68,15 +56,14 @@ def test_cross_entropy_ignores_rows_without_label() -> None:
 
 def test_cross_entropy_without_any_label_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(3, 2, requires_grad=True)
-    loss = cross_entropy(Fixed(logits=logits), {"label": torch.full((3,), -1)})
+    loss = cross_entropy({"logits": logits}, {"label": torch.full((3,), -1)})
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
     assert logits.grad.abs().max() == 0
 
 
-def test_default_objective_follows_the_model() -> None:
-    classifier = ClassifierConfig(kind="classifier", image={"name": "cnn"})  # type: ignore[arg-type]
-    dual = DualEncoderConfig(kind="dual_encoder", image={"name": "a"}, text={"name": "bert"})  # type: ignore[arg-type]
-    assert default_objective(classifier) is cross_entropy
-    assert default_objective(dual) is image_text_alignment
+def test_the_loss_follows_the_model() -> None:
+    smoke = ROOT / "configs" / "smoke"
+    assert build_loss(load_config(smoke / "classifier.yaml")) is cross_entropy
+    assert build_loss(load_config(smoke / "fedavg.yaml")) is image_text_alignment

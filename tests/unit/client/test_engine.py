@@ -27,8 +27,12 @@ class Net(nn.Module):
         return {"logits": self.head(self.body(batch["x"]))}
 
 
+def loss(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    return functional.cross_entropy(out["logits"], batch["y"])
+
+
 def objective(model: nn.Module, batch: Batch) -> Tensor:
-    return functional.cross_entropy(model(batch)["logits"], batch["y"])
+    return loss(model(batch), batch)
 
 
 def fit_config(**options: Any) -> FitConfig:
@@ -38,7 +42,7 @@ def fit_config(**options: Any) -> FitConfig:
 
 def engine(**options: Any) -> Engine:
     torch.manual_seed(0)
-    return Engine(Net(), objective, fit_config(**options), torch.device("cpu"))
+    return Engine(Net(), loss, fit_config(**options), torch.device("cpu"))
 
 
 def batches(n: int = 6, size: int = 8) -> list[Batch]:
@@ -132,7 +136,7 @@ def test_unknown_blocks_are_refused() -> None:
 
 def test_local_parts_move_with_their_block() -> None:
     torch.manual_seed(0)
-    made = Engine(Net(), objective, fit_config(), torch.device("cpu"), ["batch_norm"])
+    made = Engine(Net(), loss, fit_config(), torch.device("cpu"), ["batch_norm"])
     before = {name: block.clone() for name, block in made.weights.blocks.items()}
     made.fit(batches(), lambda step: 0.1, train=("body",), lr_scale={"body": 0.5})
     moved = {name for name, block in made.weights.blocks.items() if not torch.equal(block.flat, before[name].flat)}
@@ -215,3 +219,15 @@ def test_schedules(schedule: str, warmup: float, expected: list[float]) -> None:
     config = OptimizerConfig.model_validate({"learning_rate": 1.0, "schedule": schedule, "warmup_rounds": warmup})
     rates = [learning_rate_at(config, index + 0.5, 4) for index in range(4)]
     assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_reference_is_an_exact_copy_at_the_start_and_normalises_by_the_batch() -> None:
+    made = engine()
+    shared = {name: block.clone() for name, block in made.weights.shared.items()}
+    batch = batches(1)[0]
+    anchor = made.reference(shared, "anchor")
+    made.module.train()
+    assert torch.equal(made.module(batch)["logits"], anchor(batch)["logits"])
+    assert not anchor(batch)["logits"].requires_grad
+    made.module.eval()
+    assert not torch.equal(made.module(batch)["logits"], anchor(batch)["logits"]), "else batch statistics were not used"

@@ -112,6 +112,11 @@ def test_batch_norm_refuses_to_train_on_one_row_layer_norm_does_not() -> None:
 def test_outputs(align: bool, head_norm: str, image: dict[str, object]) -> None:
     model = build(align=align, head_norm=head_norm, image=image)
     out = model(make_batch())
+    seen = {name: out.pop(name) for name in ("image_tokens", "text_tokens", "text_mask")}
+    for name in ("image", "text"):
+        assert torch.equal(seen[f"{name}_tokens"][:, 0], out[f"{name}_features"])
+    assert seen["text_mask"].shape == seen["text_tokens"].shape[:2]
+    assert (seen["image_tokens"].shape[1] > 1) == align
     assert {name: tuple(value.shape) for name, value in out.items()} == {
         "image": (4, 8),
         "text": (4, 8),
@@ -123,14 +128,27 @@ def test_outputs(align: bool, head_norm: str, image: dict[str, object]) -> None:
         torch.testing.assert_close(out[name].norm(dim=1), torch.ones(4))
 
 
+@pytest.mark.parametrize("align", [True, False])
+def test_given_tokens_replace_the_encoders(align: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(align=align).eval()
+    batch = make_batch()
+    out = model(batch)
+    for encoder in (model.image_encoder, model.text_encoder):
+        monkeypatch.setattr(encoder, "forward", lambda *_: pytest.fail("an encoder ran again"))
+        monkeypatch.setattr(encoder, "features", lambda *_: pytest.fail("an encoder ran again"), raising=False)
+    again = model({**batch, "image_tokens": out["image_tokens"], "text_tokens": out["text_tokens"]})
+    for name in ("image", "text"):
+        assert torch.equal(again[name], out[name])
+
+
 def test_one_modality_gives_the_same_as_both() -> None:
     model = build().eval()
     batch = make_batch()
     both = model(batch)
     image = model({"image": batch["image"]})
     text = model({"tokens": batch["tokens"]})
-    assert set(image) == {"image", "image_features", "log_temperature"}
-    assert set(text) == {"text", "text_features", "log_temperature"}
+    assert set(image) == {"image", "image_features", "image_tokens", "log_temperature"}
+    assert set(text) == {"text", "text_features", "text_tokens", "text_mask", "log_temperature"}
     assert torch.equal(image["image"], both["image"])
     assert torch.equal(text["text"], both["text"])
 
@@ -152,7 +170,7 @@ def test_temperature() -> None:
     assert fixed.temperature().item() == pytest.approx(0.2)
     assert math.exp(fixed(make_batch())["log_temperature"].item()) == pytest.approx(0.2)
     assert not fixed.log_temperature.requires_grad
-    image_text_alignment(learned, make_batch()).backward()
+    image_text_alignment(learned(make_batch()), make_batch()).backward()
     assert learned.log_temperature.grad is not None
     assert learned.log_temperature.grad.abs().item() > 0
 
@@ -168,7 +186,7 @@ def test_gradient_reaches_every_trainable_parameter(align: bool, head_norm: str,
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and not parameter.any():
                 parameter.fill_(0.5)
-    image_text_alignment(model, make_batch(8)).backward()
+    image_text_alignment(model(make_batch(8)), make_batch(8)).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     # No parameter that the loss cannot depend on: apart from attention's key biases (they cancel in the softmax) and
     # embeddings of absent tokens, gradients are more than rounding errors.
@@ -192,7 +210,7 @@ def test_blocks_cover_the_model_and_leave_out_what_is_frozen() -> None:
 def test_frozen_encoder_gets_no_gradient_and_its_neighbours_do() -> None:
     model = build(image={**RESNET, "freeze": True}, text={**TEXT, "freeze": True}).train()
     statistics = {n: b.clone() for n, b in model.image_encoder.named_buffers()}
-    image_text_alignment(model, make_batch()).backward()
+    image_text_alignment(model(make_batch()), make_batch()).backward()
     assert all(p.grad is None for n, p in model.named_parameters() if "encoder." in n)
     assert all(p.grad is not None for n, p in model.named_parameters() if "_align." in n or "_head." in n)
     assert all(torch.equal(statistics[n], b) for n, b in model.image_encoder.named_buffers())
@@ -229,7 +247,7 @@ def test_a_few_steps_learn_a_batch_by_heart() -> None:
     batch = make_batch(8)
     losses = []
     for _ in range(30):
-        loss = image_text_alignment(model, batch)
+        loss = image_text_alignment(model(batch), batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
