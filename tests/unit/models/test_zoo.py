@@ -74,7 +74,7 @@ def test_cnn_has_dropout_of_its_own_unless_told() -> None:
 def test_gradient_reaches_every_parameter(image: dict[str, object]) -> None:
     model = build(image)
     wake(model)
-    cross_entropy(model, make_batch(8)).backward()
+    cross_entropy(model(make_batch(8)), make_batch(8)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -86,7 +86,7 @@ def test_blocks(image: dict[str, object]) -> None:
 
 def test_frozen_encoder_leaves_the_head() -> None:
     model = build({**RESNET, "freeze": True})
-    cross_entropy(model, make_batch()).backward()
+    cross_entropy(model(make_batch()), make_batch()).backward()
     assert set(FlatModel(model).shared) == {"head/image"}
 
 
