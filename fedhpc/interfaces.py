@@ -205,7 +205,8 @@ class Client(Protocol):
 
     def measure(self, split: Split, loss: Loss | None = None, *, fraction: float = 1.0) -> float:
         """Mean loss (the config's when not given) of its present weights on a random `fraction` of its own rows, in
-        eval mode: over batches of fit.batch_size, a last smaller one left out, as contrastive losses change with it.
+        eval mode. Over batches of one size for all clients (fit.batch_size, or the smallest client's rows in the split
+        where these are fewer), a last smaller one left out: contrastive losses grow with the batch.
 
         Raises ValueError when the split has fewer than 2 rows.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fedhpc.config.algorithms import CentralisedConfig, FedAvgConfig, FedOptConfig, FedProxConfig
+from fedhpc.config.algorithms import CentralisedConfig, FedAvgConfig, FedDRAConfig, FedOptConfig, FedProxConfig
 from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation, GradientTerm
 
 
@@ -19,7 +19,7 @@ class FedAvg:
     reveals: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = False
 
-    def __init__(self, config: FedAvgConfig | FedProxConfig | FedOptConfig | CentralisedConfig) -> None:
+    def __init__(self, config: FedAvgConfig | FedProxConfig | FedOptConfig | FedDRAConfig | CentralisedConfig) -> None:
         self.shared: dict[str, Block] = {}
         self._by_examples = getattr(config, "weight", "examples") == "examples"
 

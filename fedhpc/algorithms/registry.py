@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
+from fedhpc.algorithms.feddra import FedDRA
 from fedhpc.algorithms.fedopt import FedOpt
 from fedhpc.algorithms.fedprox import FedProx
 from fedhpc.algorithms.local import Local
@@ -16,6 +17,7 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedopt": FedOpt,
+    "feddra": FedDRA,
     "local": Local,
     "centralised": Centralised,
 }

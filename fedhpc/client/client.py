@@ -32,6 +32,7 @@ from fedhpc.interfaces import (
 
 LOCAL_STATE = "fedhpc/local"  # its local blocks (aggregation.local_blocks)
 OPTIMIZER_STATE = "fedhpc/optimizer"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -63,6 +64,12 @@ class ClientRecord:
     modalities: frozenset[str]
 
 
+def pool_size(records: Iterable[ClientRecord], split: Split, batch_size: int) -> int:
+    """Rows of a batch on which losses are compared between clients: contrastive losses grow with it, so it is the same
+    for all, at most `batch_size` and the smallest client's rows."""
+    return min([batch_size, *(n for record in records if (n := len(record.rows.of(split))) >= 2)])
+
+
 @dataclass
 class Turn:
     """Where the run stands while a client has its turn; randomness comes from here."""
@@ -84,6 +91,7 @@ class DataClient:
         state: ClientState,
         turn: Turn,
         keep_optimizer: bool,
+        pools: Mapping[Split, int],
         score: Callable[[DataClient, Split], EvalReport],
     ) -> None:
         self.id = record.id
@@ -98,6 +106,7 @@ class DataClient:
         self._batch_maker = batch_maker
         self._turn = turn
         self._keep_optimizer = keep_optimizer
+        self._pools = pools
         self._score = score
         engine.seed(derived_seed(turn.random_seed, turn.round, record.id, "turn"))
 
@@ -190,7 +199,7 @@ class DataClient:
         seed = derived_seed(self._turn.random_seed, "measure", split, self.id)  # the same rows in every round
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
         rows = rows[: max(2, round(fraction * len(rows)))]
-        size = self._engine.config.batch_size
+        size = min(self._pools[split], len(rows))
         sizes = batch_sizes(len(rows), size, drop_last=True)
         loss = loss or self.loss
         total = 0.0

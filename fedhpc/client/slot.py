@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedhpc.client.client import ClientRecord, DataClient, Turn, park
+from fedhpc.client.client import SPLITS, ClientRecord, DataClient, Turn, park, pool_size
 from fedhpc.client.engine import Engine
 from fedhpc.data.batches import BatchMaker
 from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
@@ -38,6 +38,7 @@ class Slot:
         self._stateful = stateful
         self._score = score
         self._turns: dict[ClientId, Turn] = {}
+        self._pools = {split: pool_size(records.values(), split, engine.config.batch_size) for split in SPLITS}
 
     def begin(self, index: int) -> None:
         """A new round: every client's randomness starts from (random_seed, round, client)."""
@@ -54,6 +55,7 @@ class Slot:
             self.states.get(client, {}),
             turn,
             self._keep_optimizer,
+            self._pools,
             self._score,
         )
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
+UncertaintySet = Literal["chi2", "simplex", "kl"]
 
 
 class FedAvgConfig(Section):
@@ -50,6 +51,75 @@ class FedOptConfig(Section):
         return 1.0 if self.server_optimizer == "momentum" else 0.01
 
 
+class DroConfig(Section):
+    """Distributionally robust client weights q (FedDRA, ALGORITHMS.md A.5): high losses gain weight, within a set."""
+
+    set: UncertaintySet = "chi2"
+    """Where q may go: the chi-square ball around uniform weights, the whole simplex, or a KL ball."""
+    rho: float = Field(1.0, ge=0)
+    """Radius of the ball. chi2: (N - 1) / 2 and more is the whole simplex; of 5 clients, 1 binds when one holds about
+    0.75 of the weight, 0.1 at about 0.4."""
+    update: Literal["exponentiated", "exact"] = "exponentiated"
+    """A step of exponentiated gradient and a projection, or the exact worst case for the present losses."""
+    step_size: float = Field(0.5, gt=0)
+    """Factor of the losses in the exponent (released code: gamma 0.01 times 50 steps)."""
+    apply: Literal["aggregate", "loss_scale", "lr_scale"] = "aggregate"
+    """aggregate: shared <- sum q_c w_c. loss_scale, lr_scale: N q_c times a client's loss or learning rate, plain mean.
+    Adam does not notice a scaled loss, so loss_scale needs SGD."""
+    loss_split: Literal["val", "train"] = "val"
+    """Rows on which the shared model's losses are taken after each round."""
+    loss_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of these rows, the same ones in every round."""
+    loss_baseline: Literal["none", "first"] = "none"
+    """first: a client's loss counts against its own after its first round, as levels also differ by how diverse its
+    captions are."""
+
+
+class StageConfig(Section):
+    """A budget in steps or epochs."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> StageConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of steps and epochs")
+        return self
+
+
+class FedDRAConfig(Section):
+    """Two-stage rounds, anchors and robust client weights (FedDRA, arXiv 2404.03854; ALGORITHMS.md A)."""
+
+    name: Literal["feddra"]
+    schedule: Literal["alternate", "sequential", "plateau", "joint"] = "alternate"
+    """Stage 1 trains alignment blocks and heads on frozen encoders, stage 2 everything. alternate: both in every round;
+    sequential: `stage1_rounds` of stage 1, then stage 2 only; plateau: stage 1 until its loss stops improving, then
+    stage 2 only; joint: stage 2 only."""
+    stage1: StageConfig = Field(default_factory=lambda: StageConfig(steps=20))
+    """Budget of stage 1. Stage 2 has the budget of `fit`."""
+    stage1_rounds: int | None = Field(None, ge=1)
+    """sequential only: rounds before stage 2."""
+    plateau_patience: int = Field(3, ge=1)
+    """plateau only: rounds without improvement before stage 2."""
+    plateau_min_delta: float = Field(0.01, ge=0)
+    """plateau only: what counts as an improvement of the mean stage 1 loss, as a share of it."""
+    stage2_start: Literal["own", "shared"] = "own"
+    """alternate only: clients go on from their own stage 1 weights, or from the mean of all."""
+    mu: float = Field(1.0, ge=0)
+    """Weight of the constraint loss between embeddings and the anchor's. 0: no anchor."""
+    constraint: Literal["mean", "sum"] = "mean"
+    """Squared distances are averaged (released code: at most 4 / embed_dim, very weak) or summed over dimensions."""
+    dro: DroConfig | None = Field(default_factory=DroConfig)
+    """null: no robust weights; clients weigh as `weight` says."""
+    weight: ClientWeight = "uniform"
+    """Without dro only: a client's weight in the mean."""
+    variant: Literal["sound", "upstream"] = "sound"
+    """upstream: what the released code does where it differs: the anchor's alignment blocks and heads start apart from
+    the model's, the loss is multiplied by q_c under any optimizer, q is back at uniform in every round, and losses are
+    taken with the constraint on a tenth of the training rows."""
+
+
 class LocalConfig(Section):
     """Reference without exchange: every client trains its own model, all from the same start."""
 
@@ -63,5 +133,6 @@ class CentralisedConfig(Section):
 
 
 AlgorithmConfig = Annotated[
-    FedAvgConfig | FedProxConfig | FedOptConfig | LocalConfig | CentralisedConfig, Field(discriminator="name")
+    FedAvgConfig | FedProxConfig | FedOptConfig | FedDRAConfig | LocalConfig | CentralisedConfig,
+    Field(discriminator="name"),
 ]

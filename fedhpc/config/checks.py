@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from fedhpc.config.algorithms import CentralisedConfig, FedOptConfig, LocalConfig
+from fedhpc.config.algorithms import CentralisedConfig, FedDRAConfig, FedOptConfig, LocalConfig
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
 
@@ -24,6 +24,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _pixels(config)
     problems += _model(config)
     problems += _rounds(config)
+    problems += _feddra(config)
     if world_size is not None:
         problems += _ranks(config, world_size)
     return problems
@@ -65,6 +66,8 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
         add("algorithm", "beta2 tau", "with server_optimizer: momentum")
+    if isinstance(algorithm, FedDRAConfig):
+        _idle_in_feddra(algorithm, add)
     if config.aggregation.arithmetic == "float32":
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
@@ -80,6 +83,27 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
     if config.evaluation.every is None:
         add("evaluation", "split", "without evaluation.every; the only evaluation uses final_split")
     return idle
+
+
+def _idle_in_feddra(algorithm: FedDRAConfig, add: Callable[[str, str, str], None]) -> None:
+    for schedule, keys in {"sequential": "stage1_rounds", "plateau": "plateau_patience plateau_min_delta"}.items():
+        if algorithm.schedule != schedule:
+            add("algorithm", keys, f"with schedule: {algorithm.schedule}")
+    if algorithm.schedule != "alternate":
+        add("algorithm", "stage2_start", f"with schedule: {algorithm.schedule}, where no round has both stages")
+    if algorithm.schedule == "joint":
+        add("algorithm", "stage1", "with schedule: joint, which has no stage 1")
+    if algorithm.mu == 0:
+        add("algorithm", "constraint", "with mu: 0")
+    if algorithm.dro is None:
+        return
+    add("algorithm", "weight", "with dro, whose weights take its place; set dro: null")
+    if algorithm.dro.set == "simplex":
+        add("algorithm.dro", "rho", "with set: simplex, which has no radius")
+    if algorithm.dro.update == "exact":
+        add("algorithm.dro", "step_size", "with update: exact, which takes no step")
+    if algorithm.variant == "upstream":
+        add("algorithm.dro", "apply loss_split loss_fraction loss_baseline", "with variant: upstream, which fixes it")
 
 
 def _idle(config: RunConfig) -> Iterator[str]:
@@ -180,6 +204,31 @@ def _rounds(config: RunConfig) -> Iterator[str]:
         )
     if any(not 0 <= beta < 1 for beta in optimizer.betas):
         yield f"fit.optimizer.betas = {shown(list(optimizer.betas))}: each must be >= 0 and < 1, as in [0.9, 0.999]"
+
+
+def _feddra(config: RunConfig) -> Iterator[str]:
+    algorithm = config.algorithm
+    if not isinstance(algorithm, FedDRAConfig):
+        return
+    if isinstance(config.model, ClassifierConfig):
+        yield (
+            "algorithm.name = feddra but model.kind = classifier: it aligns pictures with text; "
+            "set model.kind: dual_encoder, or algorithm.name: afl for robust weights over classifiers"
+        )
+    if algorithm.schedule == "sequential":
+        given = algorithm.stage1_rounds
+        if given is None or given >= config.rounds:
+            yield (
+                f"algorithm.schedule = sequential with stage1_rounds = {shown(given)} and rounds = {config.rounds}: "
+                f"stage 2 would never be reached at a known round; set algorithm.stage1_rounds: "
+                f"{max(1, config.rounds // 3)}"
+            )
+    dro, optimizer = algorithm.dro, config.fit.optimizer.name
+    if dro is not None and dro.apply == "loss_scale" and optimizer != "sgd" and algorithm.variant == "sound":
+        yield (
+            f"algorithm.dro.apply = loss_scale but fit.optimizer.name = {optimizer}: its step does not change with a "
+            "scaled loss, so the weights would do nothing; set dro.apply: aggregate or lr_scale, or optimizer.name: sgd"
+        )
 
 
 def _ranks(config: RunConfig, world_size: int) -> Iterator[str]:
