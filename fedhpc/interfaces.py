@@ -145,6 +145,7 @@ class FitReport:
     steps: int
     examples: int  # training rows seen, with repetition
     seconds: float
+    rate_sum: float  # learning rates of all steps, summed; before lr_scale
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,13 @@ class Client(Protocol):
         train: Sequence[BlockName] | None = None,
         lr_scale: Mapping[BlockName, float] | None = None,
         gradient: GradientTerm | None = None,
+        after_step: Callable[[int, int], None] | None = None,
     ) -> FitReport:
         """Train on its own rows (or on `batches`).
 
         budget, objective: the config's when not given. train: the blocks that move; all when not given, the others stay
-        frozen and in eval mode. lr_scale: a factor on the learning rate of a block.
+        frozen and in eval mode. lr_scale: a factor on the learning rate of a block. after_step(done, steps) is called
+        after every optimizer step, so that weights on the way can be read.
         Raises FloatingPointError, with the client's id, when the loss is not finite.
         """
 
@@ -263,6 +266,9 @@ class Federation(Protocol):
     def initial(self) -> Blocks:
         """The shared blocks before the first round."""
 
+    def generator(self, what: str) -> torch.Generator:
+        """Randomness that all ranks share: on the CPU, a pure function of (random_seed, round, what)."""
+
     def each(self, fn: Callable[..., R], *inputs: PerClient[Any]) -> PerClient[R]:
         """fn(client, *its inputs) for every client of the cohort hosted here; keeps what fn returns."""
 
@@ -287,6 +293,7 @@ class Algorithm(Protocol):
 
     reveals: ClassVar[frozenset[str]]  # names it may gather
     stateful: ClassVar[bool]  # clients keep state between rounds, so they stay where their state is
+    losses_on: Split | None  # every client's loss is measured on this split, so none may be empty there
 
     @property
     def shared(self) -> Blocks:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from fedhpc.config.algorithms import CentralisedConfig, FedAvgConfig, FedDRAConfig, FedOptConfig, FedProxConfig
-from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation, GradientTerm
+from fedhpc.config.algorithms import AlgorithmConfig
+from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation, GradientTerm, Split
 
 
 class FedAvg:
@@ -18,8 +18,9 @@ class FedAvg:
 
     reveals: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = False
+    losses_on: Split | None = None
 
-    def __init__(self, config: FedAvgConfig | FedProxConfig | FedOptConfig | FedDRAConfig | CentralisedConfig) -> None:
+    def __init__(self, config: AlgorithmConfig) -> None:
         self.shared: dict[str, Block] = {}
         self._by_examples = getattr(config, "weight", "examples") == "examples"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fedhpc.config.algorithms import LocalConfig
-from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation
+from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation, Split
 
 MODEL = "model"
 
@@ -16,6 +16,7 @@ class Local:
 
     reveals: ClassVar[frozenset[str]] = frozenset()
     stateful: ClassVar[bool] = True
+    losses_on: Split | None = None
 
     def __init__(self, config: LocalConfig) -> None:
         self.shared: dict[str, Block] = {}

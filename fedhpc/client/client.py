@@ -131,6 +131,7 @@ class DataClient:
         train: Sequence[BlockName] | None = None,
         lr_scale: Mapping[BlockName, float] | None = None,
         gradient: GradientTerm | None = None,
+        after_step: Callable[[int, int], None] | None = None,
     ) -> FitReport:
         start = time.perf_counter()
         self._turn.fits += 1
@@ -160,6 +161,7 @@ class DataClient:
             lr_scale,
             gradient,
             self.state.get(OPTIMIZER_STATE) if self._keep_optimizer else None,
+            None if after_step is None else lambda done: after_step(done, steps),
         )
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -171,7 +173,8 @@ class DataClient:
             self.state[OPTIMIZER_STATE] = self._engine.optimizer_state()
         if self._engine.weights.local:
             self.state[LOCAL_STATE] = {name: block.clone() for name, block in self._engine.weights.local.items()}
-        return FitReport(loss, done, examples, time.perf_counter() - start)
+        rate_sum = math.fsum(learning_rate(step) for step in range(done))
+        return FitReport(loss, done, examples, time.perf_counter() - start, rate_sum)
 
     def steps(self, budget: Budget | None = None) -> int:
         """Optimizer steps that a budget (the config's when not given) comes to for this client's rows."""

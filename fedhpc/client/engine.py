@@ -79,12 +79,14 @@ class Engine:
         lr_scale: Mapping[BlockName, float] | None = None,
         gradient: GradientTerm | None = None,
         optimizer_state: Mapping[str, Any] | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> tuple[float, int, int]:
         """One optimizer step per `config.accumulate` batches.
 
         Args:
             learning_rate: step -> learning rate, before lr_scale.
             optimizer_state: moments to go on with; without it they start from zero.
+            after_step: called with the number of steps done, after each.
 
         Returns:
             Mean loss over batches (nan is possible: the caller knows whose it is), steps, examples.
@@ -122,6 +124,8 @@ class Engine:
                 for parameter in parameters:
                     parameter.grad = None
                 steps += 1
+                if after_step is not None:
+                    after_step(steps)
         return float(total) / max(num_batches, 1), steps, examples
 
     def optimizer_state(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhpc.client.client import DataClient
+from fedhpc.client.client import DataClient, derived_seed
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.sums import Sums
@@ -88,6 +88,9 @@ class SlotFederation:
         return frozenset(self._training.residents(self.collectives.mesh.slot))
 
     # ------------------------------------------------------------------------------------- what algorithms call
+    def generator(self, what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(self._random_seed, self.slot.round, "all", what))
+
     def each(self, fn: Callable[..., R], *inputs: PerClient[Any]) -> PerClient[R]:
         return dict(self._turns(fn, inputs))
 

@@ -45,7 +45,7 @@ class FakeClient:
         self.terms.append(gradient)
         for b in self.own.values():
             b.flat.add_(self._step)
-        return FitReport(float(self.id), 1, self.num_examples, 0.0)
+        return FitReport(float(self.id), 1, self.num_examples, 0.0, 1.0)
 
 
 class FakeFederation:
