@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.objectives import ObjectiveConfig
 from fedhpc.config.section import Section
 
 Split = Literal["train", "val", "test"]
@@ -81,7 +82,9 @@ class DirichletPartition(Section):
     """Label column of the file."""
     alpha: float = Field(gt=0)
     min_examples: int = Field(1, ge=1)
-    """Redraw (100 times at most) until every client has this many training rows."""
+    """Redraw (200 times at most) until every client has this many training rows."""
+    min_test_examples: int = Field(0, ge=0)
+    """And this many test rows: a recall over few items says little."""
 
 
 class ColumnPartition(Section):
@@ -101,7 +104,9 @@ class QuantityPartition(Section):
     num_clients: int = Field(ge=1)
     alpha: float = Field(gt=0)
     min_examples: int = Field(1, ge=1)
-    """Redraw (100 times at most) until every client has this many training rows."""
+    """Redraw (200 times at most) until every client has this many training rows."""
+    min_test_examples: int = Field(0, ge=0)
+    """And this many test rows: a recall over few items says little."""
 
 
 Partition = Annotated[
@@ -138,10 +143,12 @@ class DualEncoderConfig(Section):
     """Width of the joint space."""
     head_norm: Literal["batch", "layer"] = "batch"
     """Normalisation in the projection heads; the paper's is batch."""
-    temperature: float = Field(0.07, gt=0)
-    """Similarities are divided by it."""
-    learn_temperature: bool = False
-    """Train the temperature (as its logarithm, a block of shape [1]); the paper keeps it fixed."""
+    temperature: float | None = Field(None, gt=0)
+    """Similarities are divided by it, under any objective. Default: what the objective's paper publishes, 0.07 for clip
+    and 0.1 for convirt, siglip and gloria."""
+    learn_temperature: bool | None = None
+    """Train the temperature (as its logarithm, of shape [1], in block `temperature`) from that value on. Default: only
+    with siglip, as published."""
 
 
 class ClassifierConfig(Section):
@@ -302,6 +309,8 @@ class RunConfig(Section):
     data: DataConfig
     partition: Partition
     model: Model
+    objective: ObjectiveConfig | None = Field(None, discriminator="name")
+    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)

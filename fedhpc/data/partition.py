@@ -14,7 +14,8 @@ from fedhpc.config.schema import ColumnPartition, DirichletPartition, IidPartiti
 from fedhpc.data.hdf5 import SPLITS, PackedFile
 
 Array = np.ndarray
-_DRAWS = 100
+_DRAWS = 200
+TRAIN, TEST = SPLITS.index("train"), SPLITS.index("test")
 
 
 class Coded(NamedTuple):
@@ -87,7 +88,7 @@ def partition(
         else:
             client = _redrawn(config, patients, _dealer(config, labels, patients, random_seed))
         names = [f"client-{k}" for k in range(config.num_clients)]
-    train_rows = _train_rows(client, patients, len(names))
+    train_rows = _rows(client, patients, len(names), TRAIN)
     if int(train_rows.min()) < config.min_examples:
         raise ValueError(_too_few(config, train_rows, names))
     return _clients(client[patients.of_row], np.asarray(split), names)
@@ -206,21 +207,22 @@ def _dealer(
 def _redrawn(
     config: DirichletPartition | QuantityPartition, patients: _Patients, deal: Callable[[int], Array]
 ) -> Array:
-    """The first of 100 draws that gives every client `min_examples` training rows."""
+    """The first draw that gives every client `min_examples` training and `min_test_examples` test rows."""
     if config.num_clients * config.min_examples > patients.train_rows:
         raise ValueError(f"partition.num_clients({config.num_clients}) * min_examples({config.min_examples}) = "
                          f"{config.num_clients * config.min_examples}, but there are {patients.train_rows} training "
                          "rows: lower num_clients or min_examples")  # fmt: skip
-    best = -1
+    best = (-1, -1)
     for attempt in range(_DRAWS):
         client = deal(attempt)
-        least = int(_train_rows(client, patients, config.num_clients).min())
-        if least >= config.min_examples:
+        train, test = (int(_rows(client, patients, config.num_clients, code).min()) for code in (TRAIN, TEST))
+        if train >= config.min_examples and test >= config.min_test_examples:
             return client
-        best = max(best, least)
+        best = max(best, (train, test))
     raise ValueError(f"in {_DRAWS} draws with partition.alpha {config.alpha} the smallest of {config.num_clients} "
-                     f"clients got at best {best} training rows, min_examples is {config.min_examples}: raise alpha, "
-                     "or lower num_clients or min_examples")  # fmt: skip
+                     f"clients got at best {best[0]} training rows, min_examples is {config.min_examples} (and "
+                     f"{best[1]} test rows, min_test_examples is {config.min_test_examples}): raise alpha, or lower "
+                     "num_clients or the minimum")  # fmt: skip
 
 
 def _by_column(
@@ -258,9 +260,10 @@ def _column(
 
 
 # ----------------------------------------------------------------------------------------------------------- result
-def _train_rows(client: Array, patients: _Patients, num_clients: int) -> Array:
-    train = patients.split == 0
-    return np.bincount(client[train], weights=patients.size[train], minlength=num_clients).astype(np.int64)
+def _rows(client: Array, patients: _Patients, num_clients: int, split: int) -> Array:
+    """Rows of each client in a split."""
+    here = patients.split == split
+    return np.bincount(client[here], weights=patients.size[here], minlength=num_clients).astype(np.int64)
 
 
 def _too_few(config: Partition, train_rows: Array, names: list[str]) -> str:

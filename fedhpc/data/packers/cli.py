@@ -156,6 +156,7 @@ def table(
 def pbc_wbcatt(
     folder: Folder,
     out: Out,
+    image_size: Annotated[int | None, typer.Option(help="Resize to this; the pictures have 64 pixels.", min=8)] = None,
     captioned_only: Annotated[bool, typer.Option("--captioned-only", help="Leave out rows without caption.")] = False,
     keep_encoded: Annotated[bool, typer.Option("--keep-encoded", help="Store JPEG bytes as they are.")] = False,
     vocab_size: VocabSize = 400,
@@ -168,7 +169,7 @@ def pbc_wbcatt(
         from fedhpc.data.packers.pbc_wbcatt import pack_pbc_wbcatt
 
         _done(pack_pbc_wbcatt(
-            folder, out, captioned_only=captioned_only, keep_encoded=keep_encoded, vocab_size=vocab_size,
+            folder, out, image_size=image_size, captioned_only=captioned_only, keep_encoded=keep_encoded, vocab_size=vocab_size,
             max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite, command=_command(),
         ))  # fmt: skip
 

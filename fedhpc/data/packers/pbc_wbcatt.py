@@ -32,10 +32,11 @@ _NOTE = (
 
 
 def pack_pbc_wbcatt(
-    folder: Path, out: Path, *, captioned_only: bool = False, keep_encoded: bool = False, vocab_size: int = 400,
-    max_tokens: int = 64, skip_bad: bool = False, overwrite: bool = False, command: str = "",
+    folder: Path, out: Path, *, image_size: int | None = None, captioned_only: bool = False, keep_encoded: bool = False,
+    vocab_size: int = 400, max_tokens: int = 64, skip_bad: bool = False, overwrite: bool = False, command: str = "",
 ) -> PackReport:  # fmt: skip
-    """Pack all rows, or with `captioned_only` those with a caption. Raises ValueError, FileNotFoundError."""
+    """Pack all rows, or with `captioned_only` those with a caption; pictures come in 64 px and are resized to
+    `image_size`. Raises ValueError, FileNotFoundError."""
     table = folder / "metadata.csv"
     rows = read_table(table)
     require_columns(table, rows, [("pbc-wbcatt", name) for name in ("index", "label", "caption", "split", *ATTRIBUTES)])
@@ -45,6 +46,7 @@ def pack_pbc_wbcatt(
     plan = TablePlan(
         table=table, out=out, name="pbc-wbcatt", source=_SOURCE, licence="CC BY 4.0 (pictures), MIT (attributes)",
         note=_NOTE, command=command, image_npz=folder / "pbc64_jpeg.npz", npz_index_column="index", channels=3,
+        image_size=image_size,
         keep_encoded=keep_encoded, text_column="caption", vocab_size=vocab_size, max_tokens=max_tokens,
         labels=("cell_type", *ATTRIBUTES), id_column="index", split_column="split", allow_missing=True,
         skip_bad=skip_bad, overwrite=overwrite,

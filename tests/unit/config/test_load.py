@@ -85,7 +85,8 @@ def test_changing_the_variant_refuses_keys_of_the_old_one(problems: Problems, lo
 
 def test_changing_the_variant_keeps_keys_that_both_know(load: Load) -> None:
     config = load("partition.kind=quantity", "partition.alpha=1")
-    assert config.partition.model_dump() == {"kind": "quantity", "num_clients": 4, "alpha": 1.0, "min_examples": 1}
+    kept = {"kind": "quantity", "num_clients": 4, "alpha": 1.0, "min_examples": 1, "min_test_examples": 0}
+    assert config.partition.model_dump() == kept
 
 
 # -------------------------------------------------------------------------------------------------------- extends

@@ -154,7 +154,10 @@ def test_column_by_label_names_clients_by_number() -> None:
 def test_impossible_minimum_is_refused_with_the_best_found() -> None:
     data = single_rows(60)
     config = DirichletPartition(kind="dirichlet", label="kind", num_clients=5, alpha=0.01, min_examples=6)
-    with pytest.raises(ValueError, match=r"at best \d+ training rows, min_examples is 6: raise alpha"):
+    with pytest.raises(ValueError, match=r"at best \d+ training rows, min_examples is 6 .*: raise alpha"):
+        deal(config, data)
+    config = DirichletPartition(kind="dirichlet", label="kind", num_clients=5, alpha=0.01, min_test_examples=6)
+    with pytest.raises(ValueError, match=r"test rows, min_test_examples is 6\): raise alpha"):
         deal(config, data)
     with pytest.raises(ValueError, match=r"num_clients\(9\) \* min_examples\(40\) = 360"):
         deal(DirichletPartition(kind="dirichlet", label="kind", num_clients=9, alpha=1, min_examples=40), data)
