@@ -170,6 +170,7 @@ def build(
         everything = torch.cat([r.rows.train for r in records.values()]).sort().values
         none = torch.empty(0, dtype=torch.int64)
         records[trainers[0]] = ClientRecord(trainers[0], "all", Rows(everything, none, none), modalities)
+    check_losses(algorithm, config.algorithm.name, [records[c] for c in trainers])
     keep_optimizer = config.fit.optimizer.keep_state
     if keep_optimizer is None:
         keep_optimizer = config.algorithm.name in ("local", "centralised")
@@ -177,7 +178,7 @@ def build(
     # --- the model and its data
     spec = data_spec(packed, config)
     torch.manual_seed(derived_seed(config.random_seed, "model"))
-    module = build_model(config.model, spec)
+    module = build_model(config.model, spec, config.objective)
     engine = Engine(module, build_loss(config), config.fit, device, config.aggregation.local_blocks)
     scorer: RetrievalScorer | ClassificationScorer
     if isinstance(config.model, ClassifierConfig):
@@ -219,6 +220,22 @@ def build(
         locate,
     )
     return run, sites, reporter.close
+
+
+def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecord]) -> None:
+    """Raises ValueError when the algorithm measures every client's loss on a split where one has fewer than 2 rows."""
+    split = algorithm.losses_on
+    if split is None:
+        return
+    counts = [(record, len(record.rows.of(split))) for record in trainers]
+    short = [f"client {record.id} ({record.site}) has {rows}" for record, rows in counts if rows < 2]
+    if short:
+        other = "" if split == "train" else "loss_split: train in the algorithm's section, or "
+        raise ValueError(
+            f"algorithm.name: {name} measures the loss of every client on its {split} rows, 2 at least, but "
+            f"{', '.join(short[:5])}{f' and {len(short) - 5} more' if len(short) > 5 else ''}; "
+            f"set {other}a partition of fewer, larger clients"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from fedhpc.config.algorithms import CentralisedConfig, FedDRAConfig, FedOptConfig, LocalConfig
 from fedhpc.config.fields import closest, shown
+from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
 
 
@@ -23,6 +24,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _clients(config)
     problems += _pixels(config)
     problems += _model(config)
+    problems += _objective(config)
     problems += _rounds(config)
     problems += _feddra(config)
     if world_size is not None:
@@ -170,6 +172,20 @@ def _model(config: RunConfig) -> Iterator[str]:
         yield "evaluation.match = []: every item would count as correct; name label columns, or null for identical text"
     if model.align:
         yield from _align_heads(model)
+
+
+def _objective(config: RunConfig) -> Iterator[str]:
+    objective = config.objective
+    if objective is None:
+        return
+    line = f"objective.name = {objective.name} but model.kind = {config.model.kind}"
+    if isinstance(config.model, ClassifierConfig) and not isinstance(objective, CrossEntropyConfig):
+        yield f"{line}, which reads no text; set objective.name: cross_entropy, or model.kind: dual_encoder"
+    if isinstance(config.model, DualEncoderConfig) and isinstance(objective, CrossEntropyConfig):
+        yield (
+            f"{line}, which knows no classes; set objective.name: clip, convirt, siglip or gloria, "
+            "or model.kind: classifier"
+        )
 
 
 def _align_heads(model: DualEncoderConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedhpc.config.objectives import ClipConfig, GloriaConfig, PairObjective, SiglipConfig
 from fedhpc.config.schema import DualEncoderConfig
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.text import TextEncoder, build_text_encoder
@@ -94,11 +95,16 @@ class DualEncoder(nn.Module):
     """Two encoders, an alignment block and a projection head each, one temperature of shape [1].
 
     block_prefixes: exchangeable blocks and the prefixes of their parameter names. The temperature is kept as its
-    logarithm; it is a parameter without gradient unless `learn_temperature`.
+    logarithm; it is a parameter without gradient unless it is learned.
+    objective: siglip adds a bias, which is always learned, to block "temperature"; gloria adds linear projections of
+    all tokens to blocks "head/image" and "head/text".
+
+    Raises ValueError when widths do not fit, and when gloria finds fewer than 2 regions in a picture.
     """
 
-    def __init__(self, config: DualEncoderConfig, spec: DataSpec) -> None:
+    def __init__(self, config: DualEncoderConfig, spec: DataSpec, objective: PairObjective | None = None) -> None:
         super().__init__()
+        objective = objective or ClipConfig(name="clip")
         self.image_encoder: ImageEncoder = build_image_encoder(config.image, spec)
         self.text_encoder: TextEncoder = build_text_encoder(config.text, spec)
         widths = {"image": self.image_encoder.width, "text": self.text_encoder.width}
@@ -117,16 +123,33 @@ class DualEncoder(nn.Module):
         self.image_head = ProjectionHead(widths["image"], config.head_hidden, config.embed_dim, config.head_norm)
         self.text_head = ProjectionHead(widths["text"], config.head_hidden, config.embed_dim, config.head_norm)
         # Shape [1], not a scalar: DeepSpeed's start-up broadcast fails on 0-dim parameters with gloo.
-        self.log_temperature = nn.Parameter(
-            torch.full((1,), math.log(config.temperature)), requires_grad=config.learn_temperature
+        temperature = objective.published_temperature if config.temperature is None else config.temperature
+        learns = objective.learns_temperature if config.learn_temperature is None else config.learn_temperature
+        self.log_temperature = nn.Parameter(torch.full((1,), math.log(temperature)), requires_grad=learns)
+        self.logit_bias = (
+            nn.Parameter(torch.full((1,), objective.bias)) if isinstance(objective, SiglipConfig) else None
         )
+        self.image_local: nn.Linear | None = None
+        self.text_local: nn.Linear | None = None
+        if isinstance(objective, GloriaConfig):
+            regions = self.image_encoder.num_regions()
+            if regions < 2:
+                height, width = spec.image_size
+                raise ValueError(
+                    f"objective.name: gloria compares words with regions of a picture, but model.image.name: "
+                    f"{config.image.name} gives {regions} for pictures of {height} x {width}; choose a network that "
+                    "keeps positions apart (a ViT), pack larger pictures, or set objective.name: clip"
+                )
+            self.image_local = nn.Linear(widths["image"], config.embed_dim, bias=False)
+            self.text_local = nn.Linear(widths["text"], config.embed_dim, bias=False)
         prefixes: dict[BlockName, tuple[str, ...]] = {}
         for modality in ("image", "text"):
             prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
             if config.align:
                 prefixes[f"align/{modality}"] = (f"{modality}_align.",)
-            prefixes[f"head/{modality}"] = (f"{modality}_head.",)
-        self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = {**prefixes, "temperature": ("log_temperature",)}
+            prefixes[f"head/{modality}"] = (f"{modality}_head.", f"{modality}_local.")
+        prefixes["temperature"] = ("log_temperature", "logit_bias")
+        self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = prefixes
 
     def temperature(self) -> Tensor:
         """Similarities are divided by it; [1]."""
@@ -138,20 +161,29 @@ class DualEncoder(nn.Module):
         Returns "image" and "text" [B,embed_dim], unit vectors; "image_tokens" and "text_tokens" [B,T,width], what the
         encoders gave, token 0 being the global one; "image_features" and "text_features" [B,width], that token alone;
         "text_mask" bool [B,L], True where attended; always "log_temperature" [1].
+        Under siglip always "logit_bias" [1]; under gloria "image_regions" [B,R,embed_dim] and "text_words"
+        [B,L-1,embed_dim], which are no unit vectors. Word i is token i + 1 of the mask.
         An encoder whose tokens are in the batch already ("image_tokens", "text_tokens") is not run again: models that
         share frozen encoders share what they give. Raises ValueError when the batch has neither modality.
         """
+        if "image" not in batch and "tokens" not in batch:
+            has = ", ".join(batch) or "nothing"
+            raise ValueError(f"the batch has {has}; a dual encoder needs image, tokens or both")
         out: dict[str, Tensor] = {"log_temperature": self.log_temperature}
+        if self.logit_bias is not None:
+            out["logit_bias"] = self.logit_bias
         if "image" in batch:
             if "image_tokens" in batch:
                 tokens = batch["image_tokens"]
-            elif self.image_align is None:
+            elif self.image_align is None and self.image_local is None:
                 tokens = self.image_encoder.features(batch["image"]).unsqueeze(1)
             else:
                 tokens = self.image_encoder(batch["image"])
             features = tokens[:, 0]
             aligned = features if self.image_align is None else self.image_align(tokens)
             out |= {"image_tokens": tokens, "image_features": features, "image": self.image_head(aligned)}
+            if self.image_local is not None:
+                out["image_regions"] = self.image_local(self.image_encoder.regions(tokens))
         if "tokens" in batch:
             mask = self.text_encoder.mask(batch["tokens"])
             tokens = batch["text_tokens"] if "text_tokens" in batch else self.text_encoder(batch["tokens"], mask)
@@ -163,7 +195,6 @@ class DualEncoder(nn.Module):
                 "text_features": features,
                 "text": self.text_head(aligned),
             }
-        if len(out) == 1:
-            has = ", ".join(batch) or "nothing"
-            raise ValueError(f"the batch has {has}; a dual encoder needs image, tokens or both")
+            if self.text_local is not None:
+                out["text_words"] = self.text_local(tokens[:, 1:])
         return out

@@ -73,6 +73,20 @@ class ImageEncoder(nn.Module):
             return x.mean(dim=(2, 3))
         return self._mean(self._as_sequence(x))[:, 0]
 
+    def regions(self, tokens: Tensor) -> Tensor:
+        """Of forward's tokens [B,T,width], those that stand for a place in the picture [B,R,width]: neither the global
+        one nor class tokens and registers."""
+        return tokens[:, max(1, self._num_prefix) if self._has_class_token else 1 + self._num_prefix :]
+
+    def num_regions(self) -> int:
+        """How many tokens `regions` leaves. Before the encoder moves to a GPU."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            tokens = self(torch.zeros(1, *self.in_shape))
+        self.train(training)
+        return self.regions(tokens).shape[1]
+
     def _run(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.in_shape:
             raise ValueError(

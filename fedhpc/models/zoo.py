@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedhpc.config.objectives import CrossEntropyConfig, ObjectiveConfig
 from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, Model
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.dropout import dropout
@@ -17,8 +18,8 @@ CNN_WIDTHS = {"cnn": (32, 64, 128), "cnn_tiny": (8, 16, 32)}  # channels of both
 CNN_DROPOUT = 0.5
 
 
-def build_model(config: Model, spec: DataSpec) -> nn.Module:
-    """The model of `config` for the data of `spec`, in train mode on the CPU.
+def build_model(config: Model, spec: DataSpec, objective: ObjectiveConfig | None = None) -> nn.Module:
+    """The model of `config` for the data of `spec`, in train mode on the CPU, with what `objective` needs beyond it.
 
     Random weights come from torch's global generator: the same torch.manual_seed gives the same model.
     The module's forward(batch) returns a dict of tensors; `block_prefixes` maps block names to parameter name prefixes.
@@ -26,7 +27,8 @@ def build_model(config: Model, spec: DataSpec) -> nn.Module:
     Raises ValueError when config and data do not fit.
     """
     if isinstance(config, DualEncoderConfig):
-        return DualEncoder(config, spec)
+        assert not isinstance(objective, CrossEntropyConfig), "config.checks refuses it"
+        return DualEncoder(config, spec, objective)
     return Classifier(config, spec)
 
 
