@@ -11,9 +11,9 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,6 +23,8 @@ from fedhpc.config.problems import Problem, Switch, problem
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.section import Section
 from fedhpc.config.yaml_text import YamlError, parse, render
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 class ConfigError(ValueError):
@@ -44,11 +46,32 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(Path(path), ())
     before = copy.deepcopy(data)
     problems, keys = _override(data, overrides)
-    config, found = _validate(data, _switches(before, data, keys))
+    config, found = _validate(data, _switches(before, data, keys), RunConfig, check)
     problems += found
     if problems or config is None:
         raise ConfigError(str(path), problems)
     return config
+
+
+def read_validated(
+    path: Path,
+    overrides: Sequence[str],
+    choose: Callable[[dict[str, Any]], tuple[type[Kind], list[str]]],
+    check_: Callable[[Kind], list[str]],
+) -> Kind:
+    """A YAML file with `overrides`, validated as the kind of section that `choose` finds in it, by the same rules.
+
+    choose(data): the section, and problems that it saw; it may put `data` right for the moment.
+    Raises ConfigError with all problems at once.
+    """
+    data = _read(Path(path), ())
+    problems, _ = _override(data, overrides)
+    root, seen = choose(data)
+    section, found = _validate(data, {}, root, check_)
+    problems += [*seen, *found]
+    if problems or section is None:
+        raise ConfigError(str(path), problems)
+    return section
 
 
 def dump_config(config: RunConfig) -> str:
@@ -158,7 +181,9 @@ def _switches(before: Mapping[str, Any], after: Mapping[str, Any], keys: set[tup
 
 
 # ----------------------------------------------------------------------------------------------------- validation
-def _validate(data: dict[str, Any], switches: Mapping[str, Switch]) -> tuple[RunConfig | None, list[str]]:
+def _validate(
+    data: dict[str, Any], switches: Mapping[str, Switch], root: type[Kind], check_: Callable[[Kind], list[str]]
+) -> tuple[Kind | None, list[str]]:
     """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones."""
     lines: list[str] = []
     mended: list[str] = []
@@ -170,16 +195,16 @@ def _validate(data: dict[str, Any], switches: Mapping[str, Switch]) -> tuple[Run
 
     while True:
         try:
-            config = RunConfig.model_validate(data)
+            config = root.model_validate(data)
         except ValidationError as error:
-            found = [problem(detail, RunConfig, data, switches) for detail in error.errors(include_url=False)]
+            found = [problem(detail, root, data, switches) for detail in error.errors(include_url=False)]
             lines += new(one.line for one in found)
             data, keys = _mend(data, found)
             if not keys:
                 return None, lines
             mended += keys
         else:
-            lines += new(check(config))
+            lines += new(check_(config))
             return config, lines
 
 
