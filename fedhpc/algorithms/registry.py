@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedhpc.algorithms.afl import Afl
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
 from fedhpc.algorithms.feddra import FedDRA
 from fedhpc.algorithms.fedopt import FedOpt
 from fedhpc.algorithms.fedprox import FedProx
 from fedhpc.algorithms.local import Local
+from fedhpc.algorithms.moon import Moon
+from fedhpc.algorithms.qffl import Qffl
+from fedhpc.algorithms.scaffold import Scaffold
 from fedhpc.config.algorithms import AlgorithmConfig
 from fedhpc.interfaces import Algorithm
 
@@ -17,6 +21,10 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedopt": FedOpt,
+    "scaffold": Scaffold,
+    "moon": Moon,
+    "qffl": Qffl,
+    "afl": Afl,
     "feddra": FedDRA,
     "local": Local,
     "centralised": Centralised,

@@ -120,6 +120,54 @@ class FedDRAConfig(Section):
     taken with the constraint on a tenth of the training rows."""
 
 
+class ScaffoldConfig(Section):
+    """Control variates against client drift (Karimireddy et al. 2020, Algorithm 1, option II). Needs plain SGD."""
+
+    name: Literal["scaffold"]
+    server_learning_rate: float = Field(1.0, gt=0)
+    """Step size eta_g of the server on the mean update. Clients weigh alike, as in the paper."""
+
+
+class MoonConfig(Section):
+    """Model-contrastive local training (Li, He, Song 2021, Eq. 3 and 4)."""
+
+    name: Literal["moon"]
+    mu: float = Field(1.0, ge=0)
+    """Weight of the model-contrastive loss; the paper tunes it over 0.1, 1, 5, 10."""
+    temperature: float = Field(0.5, gt=0)
+    """Cosines are divided by it."""
+    weight: ClientWeight = "examples"
+
+
+class QfflConfig(Section):
+    """q-FedAvg: clients with high losses weigh more (Li et al. 2020, Algorithm 2)."""
+
+    name: Literal["qffl"]
+    q: float = Field(1.0, ge=0)
+    """Weights are F_k^q, F_k the shared model's loss on the client's training rows. 0: FedAvg with uniform weights; the
+    paper tunes it between 0.001 and 15."""
+    lipschitz: float | None = Field(None, gt=0)
+    """L, how fast gradients change. Default: 1 / learning rate, as in the paper. Needed for Adam and AdamW."""
+    loss_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows on which F_k is taken, the same ones in every round."""
+
+
+class AflConfig(Section):
+    """Agnostic federated learning: robust client weights lambda on the simplex (Mohri et al. 2019), with local steps
+    (DRFA: Deng et al. 2020)."""
+
+    name: Literal["afl"]
+    step_size: float = Field(0.1, gt=0)
+    """gamma: lambda moves by it times the losses. Default: DRFA's released code."""
+    loss_split: Literal["val", "train"] = "train"
+    """Rows on which losses are taken; the papers' are training rows."""
+    loss_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of these rows, the same ones in every round."""
+    loss_at: Literal["end", "random_step"] = "end"
+    """Losses of the round's new shared model, or of the mean model after a random number of local steps (DRFA). The
+    latter doubles what is exchanged."""
+
+
 class LocalConfig(Section):
     """Reference without exchange: every client trains its own model, all from the same start."""
 
@@ -133,6 +181,15 @@ class CentralisedConfig(Section):
 
 
 AlgorithmConfig = Annotated[
-    FedAvgConfig | FedProxConfig | FedOptConfig | FedDRAConfig | LocalConfig | CentralisedConfig,
+    FedAvgConfig
+    | FedProxConfig
+    | FedOptConfig
+    | FedDRAConfig
+    | ScaffoldConfig
+    | MoonConfig
+    | QfflConfig
+    | AflConfig
+    | LocalConfig
+    | CentralisedConfig,
     Field(discriminator="name"),
 ]

@@ -12,7 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedhpc.config.algorithms import CentralisedConfig, FedDRAConfig, FedOptConfig, LocalConfig
+from fedhpc.config.algorithms import (
+    CentralisedConfig,
+    FedDRAConfig,
+    FedOptConfig,
+    LocalConfig,
+    QfflConfig,
+    ScaffoldConfig,
+)
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
@@ -27,6 +34,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _objective(config)
     problems += _rounds(config)
     problems += _feddra(config)
+    problems += _plain_sgd(config)
     if world_size is not None:
         problems += _ranks(config, world_size)
     return problems
@@ -68,6 +76,8 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
         add("algorithm", "beta2 tau", "with server_optimizer: momentum")
+    if isinstance(algorithm, QfflConfig) and algorithm.q == 0:
+        add("algorithm", "lipschitz loss_fraction", "with q: 0, where losses do not weigh")
     if isinstance(algorithm, FedDRAConfig):
         _idle_in_feddra(algorithm, add)
     if config.aggregation.arithmetic == "float32":
@@ -244,6 +254,26 @@ def _feddra(config: RunConfig) -> Iterator[str]:
         yield (
             f"algorithm.dro.apply = loss_scale but fit.optimizer.name = {optimizer}: its step does not change with a "
             "scaled loss, so the weights would do nothing; set dro.apply: aggregate or lr_scale, or optimizer.name: sgd"
+        )
+
+
+def _plain_sgd(config: RunConfig) -> Iterator[str]:
+    """Methods that read gradients off how far the weights went."""
+    algorithm, optimizer = config.algorithm, config.fit.optimizer
+    if isinstance(algorithm, ScaffoldConfig) and optimizer.name != "sgd":
+        yield (
+            f"fit.optimizer.name = {optimizer.name} but algorithm.name = scaffold, whose variates are means of the "
+            "gradients that plain SGD went by; set fit.optimizer.name: sgd and a learning_rate for it"
+        )
+    elif isinstance(algorithm, ScaffoldConfig) and optimizer.momentum:
+        yield (
+            f"fit.optimizer.momentum = {optimizer.momentum:g} but algorithm.name = scaffold, whose variates are means "
+            "of the gradients that plain SGD went by; set momentum: 0"
+        )
+    if isinstance(algorithm, QfflConfig) and algorithm.q and algorithm.lipschitz is None and optimizer.name != "sgd":
+        yield (
+            f"fit.optimizer.name = {optimizer.name} but algorithm.name = qffl, whose default L = 1 / learning_rate "
+            "means SGD; set fit.optimizer.name: sgd, or algorithm.lipschitz to a tuned value"
         )
 
 
