@@ -41,6 +41,24 @@ def test_a_sound_config_has_no_problem(load: Load) -> None:
             ["model.text.options.hidden_size=30"],
             "model.align_heads = 4 does not divide model.text.options.hidden_size = 30; set model.align_heads: 3",
         ),
+        (
+            [CLASSIFIER, "data.label=x", "objective={name: gloria}"],
+            "objective.name = gloria but model.kind = classifier, which reads no text; set objective.name: cross_",
+        ),
+        (
+            ["objective={name: cross_entropy}"],
+            "objective.name = cross_entropy but model.kind = dual_encoder, which knows no classes; set objective.name:",
+        ),
+        (
+            ["objective={name: siglip, temperature: 0.1}"],
+            "objective.temperature = 0.1: unknown key; temperature",
+        ),
+        (
+            ["objective={name: clip, image_weight: 1}"],
+            "objective.image_weight = 1: unknown key; image_weight",
+        ),
+        (["objective={name: convirt, image_weight: 2}"], "objective.image_weight = 2: not accepted; set a number >= 0"),
+        (["objective={}"], "objective.name: missing; set it to one of clip, convirt, siglip, gloria, cross_entropy"),
         (["evaluation.match=[]"], "evaluation.match = []: every item would count as correct"),
         (
             ["data.image_mean=[1, 2]", "data.image_std=[1, 2, 3]"],
@@ -111,6 +129,10 @@ def test_null_and_empty_are_not_taken_as_set(problems: Problems) -> None:
         ["fit.optimizer.warmup_rounds=4", "evaluation={every: 4, split: val}"],
         ["data.image_mean=[1, 2, 3]"],  # one std serves all channels
         ["model.align=false", "model.text.options.hidden_size=30"],
+        ["objective=null", "model.temperature=null"],
+        ["objective={name: siglip, bias: -5}", "model.temperature=0.2", "model.learn_temperature=false"],
+        ["objective={name: gloria}", "model.align=false"],
+        [CLASSIFIER, "data.label=x", "objective={name: cross_entropy}"],
         ["partition={kind: column, column: finding}", "cohort.size=40"],  # only the file knows how many values
     ],
 )

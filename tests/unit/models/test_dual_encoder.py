@@ -8,12 +8,15 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
-from fedhpc.algorithms.objectives import image_text_alignment
+from fedhpc.algorithms.objectives import build_loss, image_text_alignment
+from fedhpc.config.load import load_config
+from fedhpc.config.objectives import ClipConfig, ConvirtConfig, GloriaConfig, PairObjective, SiglipConfig
 from fedhpc.config.schema import DualEncoderConfig
 from fedhpc.interfaces import DataSpec
 from fedhpc.models.blocks import FlatModel
 from fedhpc.models.dual_encoder import AlignBlock, DualEncoder, ProjectionHead
 from fedhpc.models.zoo import build_model
+from tests.conftest import ROOT
 
 SPEC = DataSpec(image_channels=1, image_size=(64, 64), vocab_size=50, max_tokens=12)
 IMAGE = {"name": "vit_tiny_patch16_224", "options": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
@@ -22,11 +25,17 @@ TEXT = {
     "name": "bert",
     "options": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
 }
+OBJECTIVES = {
+    "clip": ClipConfig(name="clip"),
+    "convirt": ConvirtConfig(name="convirt"),
+    "siglip": SiglipConfig(name="siglip"),
+    "gloria": GloriaConfig(name="gloria"),
+}
 
 
-def build(**keys: object) -> DualEncoder:
+def build(objective: PairObjective | None = None, spec: DataSpec = SPEC, **keys: object) -> DualEncoder:
     section = {"kind": "dual_encoder", "image": IMAGE, "text": TEXT, "head_hidden": 24, "embed_dim": 8, **keys}
-    model = build_model(DualEncoderConfig(**section), SPEC)  # type: ignore[arg-type]
+    model = build_model(DualEncoderConfig(**section), spec, objective)  # type: ignore[arg-type]
     assert isinstance(model, DualEncoder)
     return model
 
@@ -240,14 +249,109 @@ def test_align_heads_must_divide_both_widths() -> None:
         build(align_heads=12)
 
 
-def test_a_few_steps_learn_a_batch_by_heart() -> None:
+# ---------------------------------------------------------------------------------- what objectives need
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("image", [IMAGE, RESNET])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_parameter_learns_under_every_objective(name: str, align: bool, image: dict[str, object]) -> None:
     torch.manual_seed(0)
-    model = build(head_norm="layer")
+    model = build(OBJECTIVES[name], align=align, image=image, learn_temperature=True)
+    with torch.no_grad():  # ResNet's last norms start at zero, which hides the gradient of what lies before them
+        for key, parameter in model.named_parameters():
+            if key.endswith("weight") and not parameter.any():
+                parameter.fill_(0.5)
+    batch = make_batch(8)
+    loss = build_loss(load_config(ROOT / "configs" / "smoke" / "fedavg.yaml", [f"objective={{name: {name}}}"]))
+    loss(model(batch), batch).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    tiny = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.abs().max() > 1e-9]
+    assert [n for n in tiny if "key.bias" not in n] == []
+
+
+@pytest.mark.parametrize("name", ["clip", "convirt"])
+def test_other_objectives_leave_the_model_as_it_is(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build().state_dict()
+    torch.manual_seed(0)
+    asked = build(OBJECTIVES[name], temperature=0.07).state_dict()
+    assert all(torch.equal(value, asked[key]) for key, value in plain.items())
+    assert len(plain) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "temperature", "learned"),
+    [("clip", 0.07, False), ("convirt", 0.1, False), ("siglip", 0.1, True), ("gloria", 0.1, False)],
+)
+def test_one_key_sets_the_temperature_and_its_default_is_published(
+    name: str, temperature: float, learned: bool
+) -> None:
+    model = build(OBJECTIVES[name])
+    assert model.temperature().item() == pytest.approx(temperature)
+    assert model.log_temperature.requires_grad == learned
+    told = build(OBJECTIVES[name], temperature=0.5, learn_temperature=not learned)
+    assert told.temperature().item() == pytest.approx(0.5)
+    assert told.log_temperature.requires_grad != learned
+
+
+def test_siglip_learns_a_bias_beside_the_temperature() -> None:
+    model = build(SiglipConfig(name="siglip", bias=-3.0))
+    assert model(make_batch())["logit_bias"].tolist() == [-3.0]
+    assert set(FlatModel(model).shared["temperature"]) == {"log_temperature", "logit_bias"}
+    fixed = FlatModel(build(OBJECTIVES["siglip"], learn_temperature=False))
+    assert set(fixed.shared["temperature"]) == {"logit_bias"}
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_gloria_projects_regions_and_words_in_the_blocks_of_the_heads(align: bool) -> None:
+    model = build(OBJECTIVES["gloria"], align=align).eval()
+    blocks = FlatModel(model).shared
+    for name in ("image", "text"):
+        assert f"{name}_local.weight" in blocks[f"head/{name}"]
+    batch = make_batch()
+    out = model(batch)
+    assert out["image_tokens"].shape == (4, 1 + 16, 32)
+    local = (model.image_local, model.text_local)
+    assert local[0] is not None
+    assert local[1] is not None
+    torch.testing.assert_close(out["image_regions"], out["image_tokens"][:, 1:] @ local[0].weight.T)
+    torch.testing.assert_close(out["text_words"], out["text_tokens"][:, 1:] @ local[1].weight.T)
+    again = model({**batch, "image_tokens": out["image_tokens"], "text_tokens": out["text_tokens"]})
+    assert all(torch.equal(again[name], out[name]) for name in ("image", "text", "image_regions", "text_words"))
+    assert "image_regions" not in model({"tokens": batch["tokens"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"reg_tokens": 2}, 1 + 2 + 16),
+        ({"reg_tokens": 2, "class_token": False, "global_pool": "avg"}, 1 + 2 + 16),
+        ({"class_token": False, "global_pool": "avg"}, 1 + 16),
+    ],
+)
+def test_regions_are_neither_class_tokens_nor_registers(options: dict[str, object], tokens: int) -> None:
+    image = {**IMAGE, "options": {**IMAGE["options"], **options}}  # type: ignore[dict-item]
+    out = build(OBJECTIVES["gloria"], image=image)(make_batch())
+    assert out["image_tokens"].shape[1] == tokens
+    assert out["image_regions"].shape[1] == 16
+
+
+def test_gloria_refuses_a_network_that_gives_one_position() -> None:
+    small = DataSpec(image_channels=1, image_size=(32, 32), vocab_size=50, max_tokens=12)
+    with pytest.raises(ValueError, match=r"gloria .*resnet10t gives 1 for pictures of 32 x 32; .*objective.name: clip"):
+        build(OBJECTIVES["gloria"], small, image=RESNET)
+    assert build(OBJECTIVES["gloria"], image=RESNET)(make_batch())["image_regions"].shape == (4, 4, 8)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_few_steps_learn_a_batch_by_heart(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(OBJECTIVES[name], head_norm="layer")
+    objective = build_loss(load_config(ROOT / "configs" / "smoke" / "fedavg.yaml", [f"objective={{name: {name}}}"]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     batch = make_batch(8)
     losses = []
     for _ in range(30):
-        loss = image_text_alignment(model(batch), batch)
+        loss = objective(model(batch), batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
