@@ -110,6 +110,45 @@ def describe(
     Console().print(tables)
 
 
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder: config.yaml and checkpoints/.", show_default=False)],
+    task: Annotated[Path, typer.Option(help="YAML file of the task; see configs/downstream.", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a finished run's model on a downstream task; results in RUN/downstream/NAME.json."""
+    from fedhpc.config.downstream import load_task
+
+    try:
+        resolved = load_task(task, overrides or [])  # before torch, which takes seconds to import
+
+        from fedhpc.downstream.run import evaluate as play
+        from fedhpc.downstream.run import show, write_results
+
+        results = play(run, resolved)
+        path = write_results(run, results)
+    except (ValueError, FloatingPointError, OSError) as error:
+        raise fail(str(error)) from error
+    show(results)
+    typer.echo(f"written to {path}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder: config.yaml and checkpoints/.", show_default=False)],
+    to: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.", show_default=False)],
+    client: Annotated[str | None, typer.Option(help="A client's own model, by number or name.")] = None,
+) -> None:
+    """Write a run's encoders as folders that timm and transformers load, with a model card."""
+    from fedhpc.export import export_run
+
+    try:
+        export_run(run, to, client)
+    except (ValueError, OSError) as error:
+        raise fail(str(error)) from error
+    typer.echo(f"written to {to}; begin with {to / 'README.md'}")
+
+
 def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True) -> Any:
     from fedhpc.config.checks import check as check_config
     from fedhpc.config.checks import check_files

@@ -25,7 +25,9 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "spawn": frozenset({"runtime"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
     "task": BELOW_FEDERATION | {"runtime", "report", "federation"},
-    "cli": BELOW_FEDERATION | {"runtime", "report", "spawn", "federation", "task", "__init__"},
+    "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
+    "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream"},
+    "cli": BELOW_FEDERATION | {"runtime", "report", "spawn", "federation", "task", "downstream", "export", "__init__"},
     "__main__": frozenset({"cli"}),
 }
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from fedhpc.config import dump_config, load_config
+from fedhpc.config.downstream import KINDS, dump_task, load_task
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
-# cluster/ holds another schema: partition, GPUs per node, time limit.
-FILES = sorted(path for path in CONFIGS.rglob("*.y*ml") if path.relative_to(CONFIGS).parts[0] != "cluster")
+# Other schemas: partition, GPUs per node, time limit; and downstream tasks.
+OTHER = ("cluster", "downstream")
+FILES = sorted(path for path in CONFIGS.rglob("*.y*ml") if path.relative_to(CONFIGS).parts[0] not in OTHER)
+TASKS = sorted((CONFIGS / "downstream").rglob("*.y*ml"))
 COMMAND = re.compile(r"^# *(fedhpc|torchrun|make|sbatch)\b.*")
 
 
@@ -34,6 +37,20 @@ def test_shipped_config_is_valid(shipped: Path, tmp_path: Path) -> None:
     dumped = tmp_path / "dumped.yaml"
     dumped.write_text(dump_config(config), encoding="utf-8")
     assert load_config(dumped) == config
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_shipped_task_is_valid_and_begins_with_its_command(path: Path, tmp_path: Path) -> None:
+    task = load_task(path)
+    dumped = tmp_path / "dumped.yaml"
+    dumped.write_text(dump_task(task), encoding="utf-8")
+    assert load_task(dumped) == task
+    test_shipped_config_begins_with_its_command(path)
+    assert f"--task {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_every_kind_of_task_is_shipped() -> None:
+    assert {load_task(path).kind for path in TASKS} == set(KINDS)
 
 
 def test_shipped_config_begins_with_its_command(shipped: Path) -> None:

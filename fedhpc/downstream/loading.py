@@ -1,0 +1,246 @@
+"""A run's model and its weights, from its folder, in one process: for evaluation and export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedhpc.algorithms.registry import build_algorithm
+from fedhpc.client.client import LOCAL_STATE, derived_seed
+from fedhpc.comm.collectives import Collectives
+from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.mesh import Mesh
+from fedhpc.config.load import load_config
+from fedhpc.config.schema import RunConfig
+from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.packers.phantom import ensure_phantom
+from fedhpc.data.select import client_rows, data_spec
+from fedhpc.federation.checkpoint import Checkpoints, load_blocks
+from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, DataSpec
+from fedhpc.models.blocks import FlatModel
+from fedhpc.models.zoo import build_model
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run's model with the weights of its newest checkpoint, in eval mode.
+
+    Attributes:
+        weights: whose weights these are, in words.
+        notes: what a reader of results should know of them.
+        names: of the run's clients, by id.
+        train_sites: sites of the file with a training row at some client.
+        tokenizer_json: of the run's own packed file; None where it has no text.
+    """
+
+    folder: Path
+    config: RunConfig
+    spec: DataSpec
+    module: nn.Module
+    device: torch.device
+    checkpoint: Path
+    rounds_done: int
+    weights: str
+    notes: tuple[str, ...]
+    names: dict[ClientId, str]
+    train_sites: frozenset[str]
+    data_path: Path
+    checksum: str
+    tokenizer_json: str | None
+
+
+def load_run(folder: Path, client: int | str | None = None, device: torch.device | None = None) -> TrainedRun:
+    """The model of a run folder (config.yaml and checkpoints/). Sets torch's threads to runtime.threads_per_rank.
+
+    client: id or name of the client whose own model is meant, where clients differ (`local`, local blocks). Without it
+    local blocks are the plain mean over the clients that kept some.
+
+    Raises:
+        ValueError: no run there, its data are gone or others, its weights do not fit, or `client` is needed, unknown or
+            without effect.
+    """
+    config = read_config(folder)
+    torch.set_num_threads(config.runtime.threads_per_rank)
+    device = device or torch.device("cpu")
+    checkpoints = _checkpoints(folder)
+    newest = checkpoints.latest()
+    if newest is None:
+        raise ValueError(f"{folder} has no checkpoint yet; let `fedhpc run` finish a round with --run-dir {folder}")
+    with _own_file(folder, config) as packed:
+        spec = data_spec(packed, config)
+        dealt = client_rows(packed, config)
+        site, site_names = packed.read("site"), packed.site_names
+        train_sites = frozenset(site_names[code] for c in dealt for code in set(site[c.train].tolist()))
+        path, checksum, tokenizer = packed.path, packed.checksum, packed.tokenizer_json
+    torch.manual_seed(derived_seed(config.random_seed, "model"))  # frozen weights are in no checkpoint
+    module = build_model(config.model, spec, config.objective).to(device)
+    if config.fit.channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    weights = FlatModel(module, config.aggregation.local_blocks)
+    names = {c.id: c.site for c in dealt}
+    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names).choose(client)
+    weights.load(blocks)
+    rounds_done = int(checkpoints.load_loop(newest)["rounds_done"])
+    if rounds_done < config.rounds:
+        notes.append(f"the run is not finished: {rounds_done} of {config.rounds} rounds")
+    return TrainedRun(
+        folder, config, spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names, train_sites,
+        path, checksum, tokenizer,
+    )  # fmt: skip
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The config that a run folder began with. Raises ValueError when there is none or it is not valid."""
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no run folder: it has no config.yaml; give the --run-dir of a `fedhpc run`")
+    return load_config(folder / "config.yaml")
+
+
+def _own_file(folder: Path, config: RunConfig) -> PackedFile:
+    """The packed file that the run was trained on. What the model is built from - sizes, classes, tokenizer, who its
+    clients are - stands there and nowhere else."""
+    path = config.data.path
+    if config.data.phantom is not None:
+        path = ensure_phantom(config.data.phantom, config.data.path)
+    assert path is not None, "the schema demands one of them"
+    if not path.is_file():
+        raise ValueError(
+            f"the run's own packed file {path} is not there, and the model is built from it (sizes, classes, "
+            f"tokenizer); start from the folder that the run was started in, or correct data.path in "
+            f"{folder / 'config.yaml'}"
+        )
+    return PackedFile(path)
+
+
+def _checkpoints(folder: Path) -> Checkpoints:
+    alone = Collectives(Mesh(rank=0, world=1, shard=1, group=None), Ledger(), 1 << 20)
+    return Checkpoints(folder / "checkpoints", 1, alone, torch.device("cpu"))
+
+
+@dataclass
+class _Standing:
+    """As much of a Federation and of a Client as `setup` and `personal` ask for when nothing is trained."""
+
+    initial: Blocks
+    clients: Sequence[ClientId]
+    id: ClientId = 0
+    state: ClientState = field(default_factory=dict)
+
+    @property
+    def cohort(self) -> Sequence[ClientId]:
+        return self.clients
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Finds the weights that are asked for."""
+
+    config: RunConfig
+    model: FlatModel
+    checkpoints: Checkpoints
+    path: Path
+    names: dict[ClientId, str]
+
+    def choose(self, client: int | str | None) -> tuple[dict[str, Block], str, list[str]]:
+        """Blocks for the whole model, whose they are, notes."""
+        algorithm = self._algorithm()
+        name = self.config.algorithm.name
+        if client is None and not algorithm.shared:
+            raise ValueError(
+                f"algorithm.name: {name} shares no model; set client: to one of its clients: {self._known()}"
+            )
+        if client is None:
+            whose = "the shared model"
+            blocks = dict(algorithm.shared)
+            notes = []
+            if self.model.local:
+                local, count = self._mean_local()
+                blocks |= local
+                kept = ", ".join(self.config.aggregation.local_blocks)
+                whose += f", with the mean of {count} clients' own layers ({kept})"
+                notes.append(
+                    f"aggregation.local_blocks: {kept} are never exchanged: their plain mean over the {count} clients "
+                    "that have them stands in; set client: for a client's own model"
+                )
+        else:
+            blocks, whose, notes = self._own(algorithm, self._id(client))
+        missing = sorted(set(self.model.blocks) - set(blocks))
+        if missing:
+            raise ValueError(
+                f"algorithm.name: {name} leaves {', '.join(missing)} to its clients; set client: to one of them: "
+                f"{self._known()}"
+                if client is None
+                else f"{whose} lacks {', '.join(missing)}; it does not have the whole model of the config"
+            )
+        return blocks, whose, notes
+
+    def _algorithm(self) -> Algorithm:
+        """The algorithm as it stood when the checkpoint was written."""
+        algorithm = build_algorithm(self.config.algorithm)
+        initial = {name: block.clone() for name, block in self.model.shared.items()}
+        standing: Any = _Standing(initial, tuple(self.names))
+        algorithm.setup(standing)
+        for name, block in load_blocks(self.path / "shared.safetensors", algorithm.shared).items():
+            algorithm.shared[name].flat.copy_(block.flat)
+        algorithm.load_state_dict(self.checkpoints.load_algorithm(self.path))
+        return algorithm
+
+    def _own(self, algorithm: Algorithm, client: ClientId) -> tuple[dict[str, Block], str, list[str]]:
+        state = self.checkpoints.load_states(self.path, [client]).get(client, {})
+        standing: Any = _Standing({}, tuple(self.names), client, state)
+        own = algorithm.personal(standing)
+        shared = algorithm.shared
+        if not self.model.local and own.keys() == shared.keys() and all(_same(own[b], shared[b]) for b in own):
+            raise ValueError(
+                f"client: {self.names[client]} has no effect: all clients of a run with algorithm.name: "
+                f"{self.config.algorithm.name} share one model; remove it"
+            )
+        local = state.get(LOCAL_STATE, {})
+        if (self.model.local and not local) or (not shared and not state):
+            raise ValueError(
+                f"client: {self.names[client]} has kept nothing of its own: it has not taken part in a round yet; "
+                "name another client, or wait for more rounds"
+            )
+        return {**own, **local}, f"client {client} ({self.names[client]})", []
+
+    def _mean_local(self) -> tuple[dict[str, Block], int]:
+        """Plain mean of the clients' own blocks, and how many clients have some. One client in memory at a time."""
+        total = {name: torch.zeros(block.flat.shape, dtype=torch.float64) for name, block in self.model.local.items()}
+        count = 0
+        for client in self.names:
+            state = self.checkpoints.load_states(self.path, [client]).get(client, {})
+            if LOCAL_STATE in state:
+                count += 1
+                for name, flat in total.items():
+                    flat += state[LOCAL_STATE][name].flat.double()
+        if not count:
+            raise ValueError(
+                f"no client has kept aggregation.local_blocks: {', '.join(self.config.aggregation.local_blocks)} in "
+                f"{self.path}; the checkpoint is incomplete, so let the run go on for a round"
+            )
+        layouts = {name: block.layout for name, block in self.model.local.items()}
+        return {name: Block((flat / count).float(), layouts[name]) for name, flat in total.items()}, count
+
+    def _id(self, client: int | str) -> ClientId:
+        ids = [c for c, name in self.names.items() if client in (c, name, str(c))]
+        if not ids:
+            raise ValueError(f"client: {client} is no client of the run; it has {self._known()}")
+        return ids[0]
+
+    def _known(self) -> str:
+        shown = [f"{c} ({name})" for c, name in self.names.items()]
+        return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def _same(a: Block, b: Block) -> bool:
+    return a.layout == b.layout and torch.equal(a.flat, b.flat)
+
+
+def image_encoder(module: nn.Module) -> Any:
+    """The image encoder of a dual encoder or a classifier: `.features(images)` -> [B,width], `.width`."""
+    return module.image_encoder if hasattr(module, "image_encoder") else module.encoder
