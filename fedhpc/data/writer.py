@@ -171,11 +171,22 @@ class PackWriter:
 
     def set_masks(self, masks: Array, mask_row: Array) -> None:
         """uint8 [M, H, W] masks, and int [N]: each row's mask, -1 for none."""
+        self.add_masks(masks)
+        self.set_mask_rows(mask_row)
+
+    def add_masks(self, masks: Array) -> None:
+        """Append uint8 [m, H, W] masks; `set_mask_rows` says whose they are."""
         if masks.dtype != np.uint8 or masks.ndim != 3:
             raise ValueError(f"masks must be uint8 [M, H, W], not {masks.dtype} {list(masks.shape)}")
-        if mask_row.size and not -1 <= int(mask_row.min()) <= int(mask_row.max()) < len(masks):
-            raise ValueError(f"mask_row must lie in -1..{len(masks) - 1}")
-        self._column("mask", masks, counted=False)
+        if "mask" not in self._file:
+            self._create("mask", masks.shape[1:], np.uint8)
+        self._append("mask", masks)
+
+    def set_mask_rows(self, mask_row: Array) -> None:
+        """int [N]: each row's mask among those added, -1 for none."""
+        count = len(self._file["mask"]) if "mask" in self._file else 0
+        if mask_row.size and not -1 <= int(mask_row.min()) <= int(mask_row.max()) < count:
+            raise ValueError(f"mask_row must lie in -1..{count - 1}")
         self._column("mask_row", mask_row.astype(np.int64))
 
     def set_patients(self, patients: Sequence[str]) -> None:

@@ -2,78 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from fedhpc.data.packers.table import PackReport
+from fedhpc.data.packers import cli_archives
+from fedhpc.data.packers.cli_shared import (
+    Folder,
+    MaxTokens,
+    Out,
+    Overwrite,
+    Seed,
+    SkipBad,
+    VocabSize,
+    command_line,
+    done,
+    fractions_of,
+    user_errors,
+)
 
 pack_app = typer.Typer(
     name="pack", help="Turn raw data into one packed HDF5 file.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-
-Out = Annotated[Path, typer.Option("-o", "--out", help="The packed file to write.")]
-Folder = Annotated[Path, typer.Argument(help="Folder with the raw dataset.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop bad rows and count them, instead of stopping.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
-VocabSize = Annotated[int, typer.Option(help="Most entries of the WordPiece tokenizer trained on the training text.")]
-MaxTokens = Annotated[int, typer.Option(help="Tokens that a text is cut or padded to.")]
-Seed = Annotated[int, typer.Option(help="Seed of a drawn split.", min=0)]
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """A user's mistake is one red message and exit code 2; a traceback is left to our own bugs."""
-    from pydantic import ValidationError
-
-    try:
-        yield
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc'])) or 'config'}: {one['msg']}" for one in error.errors()]
-        _fail("; ".join(lines))
-    except (
-        ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        IsADirectoryError,
-        NotADirectoryError,
-        PermissionError,
-    ) as e:
-        _fail(str(e))
-
-
-def _fail(message: str) -> None:
-    typer.secho(f"Error: {message}", fg="red", err=True)
-    raise typer.Exit(2)
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _done(report: PackReport) -> None:
-    typer.echo(f"{report.path}: {report.rows} rows")
-    if report.skipped:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.skipped.items()))
-        typer.secho(f"dropped {sum(report.skipped.values())} bad rows: {reasons}", fg="yellow", err=True)
-    if report.cut_texts:
-        typer.secho(f"{report.cut_texts} texts were longer than --max-tokens and were cut", fg="yellow", err=True)
-
-
-def _fractions(text: str | None) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        train, val, test = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--split is {text!r}: give three fractions train,val,test, such as 0.7,0.1,0.2") from None
-    return train, val, test
 
 
 def _tabular(given: list[str]) -> dict[str, tuple[str, ...]]:
@@ -139,17 +90,17 @@ def table(
 
         beside = csv_file.parent
         plan = TablePlan(
-            table=csv_file, out=out, name=name, source=source, licence=licence, note=note, command=_command(),
+            table=csv_file, out=out, name=name, source=source, licence=licence, note=note, command=command_line(),
             image_column=image_column, image_root=image_root or (beside if image_column else None), image_npz=image_npz,
             npz_index_column=npz_index_column, image_size=image_size, channels=channels, keep_encoded=keep_encoded,
             text_column=text_column, vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer,
             labels=tuple(label or ()), tabular=_tabular(tabular or []), site_column=site_column,
-            patient_column=patient_column, id_column=id_column, split_column=split_column, split=_fractions(split),
+            patient_column=patient_column, id_column=id_column, split_column=split_column, split=fractions_of(split),
             random_seed=random_seed, mask_column=mask_column, mask_root=mask_root or (beside if mask_column else None),
             mask_npz=mask_npz, mask_index_column=mask_index_column, allow_missing=allow_missing, skip_bad=skip_bad,
             gzip=gzip, overwrite=overwrite,
         )  # fmt: skip
-        _done(pack_table(plan))
+        done(pack_table(plan))
 
 
 @pack_app.command("pbc-wbcatt")
@@ -168,9 +119,10 @@ def pbc_wbcatt(
     with user_errors():
         from fedhpc.data.packers.pbc_wbcatt import pack_pbc_wbcatt
 
-        _done(pack_pbc_wbcatt(
-            folder, out, image_size=image_size, captioned_only=captioned_only, keep_encoded=keep_encoded, vocab_size=vocab_size,
-            max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite, command=_command(),
+        done(pack_pbc_wbcatt(
+            folder, out, image_size=image_size, captioned_only=captioned_only, keep_encoded=keep_encoded,
+            vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite,
+            command=command_line(),
         ))  # fmt: skip
 
 
@@ -178,6 +130,12 @@ def pbc_wbcatt(
 def cxr_sites(
     folder: Folder,
     out: Out,
+    also: Annotated[
+        Path | None, typer.Option("--and", help="Folder of cxr_text: Hannover and the literature in the same file.")
+    ] = None,
+    hospitals_only: Annotated[
+        bool, typer.Option("--hospitals-only", help="With --and: leave out the pictures from the literature.")
+    ] = False,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 128,
     split: Annotated[
         str, typer.Option(help="Fractions train,val,test, drawn by patient within each site.")
@@ -192,11 +150,12 @@ def cxr_sites(
     with user_errors():
         from fedhpc.data.packers.cxr_sites import pack_cxr_sites
 
-        fractions = _fractions(split)
+        fractions = fractions_of(split)
         assert fractions is not None
-        _done(pack_cxr_sites(
-            folder, out, image_size=image_size, split=fractions, random_seed=random_seed, vocab_size=vocab_size,
-            max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite, command=_command(),
+        done(pack_cxr_sites(
+            folder, out, also=also, hospitals_only=hospitals_only, image_size=image_size, split=fractions,
+            random_seed=random_seed, vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad,
+            overwrite=overwrite, command=command_line(),
         ))  # fmt: skip
 
 
@@ -205,6 +164,8 @@ def phantom(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: data/phantom-<config>.h5.")] = None,
     num_patients: Annotated[int, typer.Option(help="Patients in the whole set; each has one or two pictures.")] = 600,
     num_sites: Annotated[int, typer.Option(help="Sites that differ in scanner, prevalence and wording.")] = 5,
+    hard_sites: Annotated[int, typer.Option(help="The last ones: an old scanner, German.", min=0)] = 0,
+    noise_sites: Annotated[int, typer.Option(help="The first ones: pictures of noise.", min=0)] = 0,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
     random_seed: Annotated[int, typer.Option(help="The same seed gives the same file.", min=0)] = 0,
     vocab_size: VocabSize = 400,
@@ -217,9 +178,12 @@ def phantom(
         from fedhpc.data.packers.phantom import ensure_phantom
 
         config = PhantomConfig(
-            num_patients=num_patients, num_sites=num_sites, image_size=image_size, random_seed=random_seed,
-            vocab_size=vocab_size, max_tokens=max_tokens,
+            num_patients=num_patients, num_sites=num_sites, hard_sites=hard_sites, noise_sites=noise_sites,
+            image_size=image_size, random_seed=random_seed, vocab_size=vocab_size, max_tokens=max_tokens,
         )  # fmt: skip
         path = ensure_phantom(config, out)
         with PackedFile(path) as packed:
             typer.echo(f"{path}: {packed.num_rows} rows (generated, not real data)")
+
+
+cli_archives.register(pack_app)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedhpc.data.hdf5 import PackWriter
 from fedhpc.data.images import decode_image, letterbox
-from fedhpc.data.packers.source import BadRow, Pictures, Row
+from fedhpc.data.packers.dicom import decode_dicom, is_dicom, require_pydicom
+from fedhpc.data.packers.source import BadRow, PictureSource, Row
 
 if TYPE_CHECKING:
     from fedhpc.data.packers.table import TablePlan
@@ -19,7 +21,7 @@ _BATCH = 64
 class PictureWriter:
     """Adds one row's picture (and mask) at a time; nothing of a row is kept when `add` raises BadRow."""
 
-    def __init__(self, plan: TablePlan, pack: PackWriter, images: Pictures, masks: Pictures | None) -> None:
+    def __init__(self, plan: TablePlan, pack: PackWriter, images: PictureSource, masks: PictureSource | None) -> None:
         self._plan, self._pack, self._images, self._mask_source = plan, pack, images, masks
         self._shape: tuple[int, int, int] | None = None
         self._channels = plan.channels
@@ -27,7 +29,8 @@ class PictureWriter:
         self._present: list[bool] = []
         self._batch: list[np.ndarray] = []
         self._encoded: list[bytes] = []
-        self._masks: list[np.ndarray] = []
+        self._masks: list[bytes] = []  # zlib: thousands take little; all must be seen before the first is written
+        self._mask_values = np.zeros(256, bool)
         self._mask_rows: list[int] = []
         self._mask_of: dict[str | int, int] = {}
 
@@ -52,10 +55,10 @@ class PictureWriter:
 
     def _load(self, key: str | int, row: Row) -> tuple[bytes, np.ndarray]:
         data = self._images.read(key, row)
+        if is_dicom(data):
+            require_pydicom()
         try:
-            image = decode_image(data)
-            if self._plan.channels:
-                image = decode_image(data, self._plan.channels)
+            image = _decode(data, self._plan.channels)
         except ValueError as error:
             raise BadRow("unreadable picture", f"{row.where}: picture {key}: {error}") from error
         if self._channels is not None and image.shape[2] != self._channels:
@@ -91,7 +94,8 @@ class PictureWriter:
         if mask.shape[:2] != image.shape[:2]:
             raise BadRow("mask of other size", f"{row.where}: mask {key} is {mask.shape[1]}x{mask.shape[0]}, its "
                          f"picture {image.shape[1]}x{image.shape[0]}: set --image-size, or mend the mask")  # fmt: skip
-        self._masks.append(mask[:, :, 0])
+        self._mask_values[np.unique(mask)] = True
+        self._masks.append(zlib.compress(mask.tobytes(), 1))
         self._mask_of[key] = len(self._masks) - 1
         return self._mask_of[key]
 
@@ -124,7 +128,20 @@ class PictureWriter:
         if self._mask_source is not None:
             if not self._masks:
                 raise ValueError(f"{self._plan.table}: no row has a mask: remove --mask-column / --mask-npz")
-            masks = np.stack(self._masks)
-            if set(np.unique(masks).tolist()) <= {0, 255}:
-                masks = (masks > 0).astype(np.uint8)
-            self._pack.set_masks(masks, np.asarray(self._mask_rows, np.int64))
+            binary = not self._mask_values[1:255].any()
+            for start in range(0, len(self._masks), _BATCH):
+                raw = b"".join(zlib.decompress(mask) for mask in self._masks[start : start + _BATCH])
+                masks = np.frombuffer(raw, np.uint8).reshape(-1, *self._shape[:2])
+                self._pack.add_masks((masks > 0).astype(np.uint8) if binary else masks)
+            self._pack.set_mask_rows(np.asarray(self._mask_rows, np.int64))
+
+
+def _decode(data: bytes, channels: int | None) -> np.ndarray:
+    if not is_dicom(data):
+        return decode_image(data, channels)
+    image = decode_dicom(data)
+    if channels is None or image.shape[2] == channels:
+        return image
+    if channels == 1:
+        raise ValueError("a colour DICOM picture: set --channels 3")
+    return np.repeat(image, 3, axis=2)

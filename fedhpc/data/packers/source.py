@@ -1,14 +1,17 @@
-"""Where raw rows and pictures come from: CSV tables, folders, and npz archives of encoded pictures."""
+"""Where raw rows and pictures come from: CSV tables (gzip too), folders, and npz archives of encoded pictures."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import gzip
+import io
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -45,16 +48,28 @@ class Row:
 
 def read_table(path: Path) -> list[Row]:
     """Rows of a CSV file with a header; cells are stripped of white space. Raises FileNotFoundError or ValueError."""
+    return list(iter_table(path))
+
+
+def iter_table(path: Path, wanted: Sequence[tuple[str, str]] | None = None, *, delimiter: str = ",") -> Iterator[Row]:
+    """The same one by one, for tables too large to hold; gzip is read as it is.
+
+    wanted: the (option, column) pairs that are kept; the others are dropped as they are read. Raises ValueError for
+    one that the table lacks.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give the CSV file that lists the rows")
-    rows: list[Row] = []
+    index = -1
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+        with _open_text(path) as file:
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = [name.strip() for name in next(reader, [])]
             twice = [name for name, n in Counter(header).items() if n > 1]
             if twice:
                 raise ValueError(f"{path}: the column {twice[0]!r} occurs twice in the header: rename one")
+            if wanted is not None:
+                _require(path, header, wanted)
+            keep = {name for _, name in wanted} if wanted is not None else set(header)
             line = reader.line_num + 1
             for cells in reader:
                 where, line = f"{path}, line {line}", reader.line_num + 1
@@ -63,20 +78,30 @@ def read_table(path: Path) -> list[Row]:
                 if len(cells) != len(header):
                     raise ValueError(f"{where}: {len(cells)} cells, but the header has {len(header)}: correct the line "
                                      "(text with commas needs quotes)")  # fmt: skip
-                values = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-                rows.append(Row(values, where, len(rows)))
+                index += 1
+                yield Row({k: cell.strip() for k, cell in zip(header, cells, strict=True) if k in keep}, where, index)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from error
     except csv.Error as error:
         raise ValueError(f"{path}: not a readable CSV file ({error})") from error
-    if not rows:
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path} is truncated or no gzip file ({error}): copy it again") from error
+    if index < 0:
         raise ValueError(f"{path} has no rows: it needs a header and at least one line")
-    return rows
+
+
+def _open_text(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig", newline="")
+    return open(path, newline="", encoding="utf-8-sig")
 
 
 def require_columns(path: Path, rows: Sequence[Row], wanted: Iterable[tuple[str, str | None]]) -> None:
     """Raise ValueError, with the nearest name, for an (option, column) that the table lacks."""
-    has = list(rows[0].values)
+    _require(path, list(rows[0].values), wanted)
+
+
+def _require(path: Path, has: Sequence[str], wanted: Iterable[tuple[str, str | None]]) -> None:
     for option, column in wanted:
         if column is None or column in has:
             continue
@@ -84,6 +109,16 @@ def require_columns(path: Path, rows: Sequence[Row], wanted: Iterable[tuple[str,
         original = [name for name in has if near and name.lower() == near[0]]
         guess = f" Did you mean {original[0]!r}?" if original else ""
         raise ValueError(f"{path} has no column {column!r} ({option}).{guess} It has: {', '.join(has)}")
+
+
+class PictureSource(Protocol):
+    """Encoded pictures by row; :class:`Pictures` is the usual one, packers may bring their own."""
+
+    def key(self, row: Row) -> str | int | None:
+        """What names the row's picture, the same for rows that share one; None where the row has none."""
+
+    def read(self, key: str | int, row: Row) -> bytes:
+        """The encoded bytes (DICOM too). Raises BadRow."""
 
 
 class Pictures:
@@ -130,8 +165,8 @@ class Pictures:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise BadRow("missing picture", f"{row.where}: {path} cannot be read ({error.strerror}): correct the cell "
-                         "or --image-root / --mask-root") from error  # fmt: skip
+            raise BadRow("missing picture", f"{row.where}: {path} cannot be read ({error.strerror}): copy it "
+                         "there, or correct the cell or --image-root / --mask-root") from error  # fmt: skip
 
 
 def _open_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

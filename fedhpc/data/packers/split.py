@@ -15,10 +15,7 @@ def split_by_patient(
     A patient belongs to the stratum of its first row. Counts are rounded so that over all strata each split comes
     within one patient of its fraction; a stratum with three patients or more has one to train on.
     """
-    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(
-            f"a split is three fractions train,val,test that add up to 1, not {','.join(map(str, fractions))}"
-        )
+    check_fractions(fractions)
     names, first, of_row = np.unique(np.asarray(patients, dtype=str), return_index=True, return_inverse=True)
     group = np.asarray(stratum)[first]
     random = np.random.default_rng((random_seed, 0x5B117))
@@ -35,3 +32,11 @@ def split_by_patient(
         carry = exact - count
         code[members] = np.repeat(np.arange(3, dtype=np.int8), count)
     return code[of_row]
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise ValueError unless these are train, val and test, and add up to 1."""
+    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"a split is three fractions train,val,test that add up to 1, not {','.join(map(str, fractions))}"
+        )

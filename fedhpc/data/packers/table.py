@@ -18,7 +18,15 @@ import numpy as np
 from fedhpc.data.hdf5 import SPLITS, PackWriter
 from fedhpc.data.packers.pictures import PictureWriter
 from fedhpc.data.packers.progress import track
-from fedhpc.data.packers.source import BadRow, Pictures, Row, Skipped, read_table, require_columns
+from fedhpc.data.packers.source import (
+    BadRow,
+    Pictures,
+    PictureSource,
+    Row,
+    Skipped,
+    read_table,
+    require_columns,
+)
 from fedhpc.data.packers.split import split_by_patient
 from fedhpc.data.text import encode_texts, load_tokenizer, pad_token_of, train_wordpiece
 
@@ -65,6 +73,14 @@ class TablePlan:
     skip_bad: bool = False
     gzip: bool = False
     overwrite: bool = False
+    # What a packer sets beyond the options of `fedhpc pack table`:
+    images: PictureSource | None = None
+    """Pictures from elsewhere than one column or archive."""
+    masks: PictureSource | None = None
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Names of a label's classes in order, present or not; default: the sorted values that occur."""
+    version: str = ""
+    """Version of the dataset, kept as root attribute dataset_version."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +98,24 @@ def pack_table(plan: TablePlan) -> PackReport:
     return pack_rows(read_table(plan.table), plan)
 
 
-def pack_rows(rows: list[Row], plan: TablePlan) -> PackReport:
-    """The same for rows in memory, which a packer may have given further columns."""
+def pack_rows(rows: list[Row], plan: TablePlan, skipped: Skipped | None = None) -> PackReport:
+    """The same for rows in memory, which a packer may have given further columns.
+
+    skipped: bad rows that the packer itself has dropped; they are reported with the others.
+    """
     _check_plan(plan)
     require_columns(plan.table, rows, _wanted(plan))
     if plan.split_column is None and plan.split is None:
         raise ValueError(
             "no split: set --split-column to the column that holds train, val and test, or --split 0.7,0.1,0.2"
         )
-    skipped = Skipped(plan.skip_bad)
+    skipped = skipped or Skipped(plan.skip_bad)
     rows = _check_rows(rows, plan, skipped)
     images = _images(plan, rows)
     masks = _masks(plan)
     with PackWriter(
         plan.out, name=plan.name, source=plan.source, licence=plan.licence, command=plan.command, note=_full_note(plan),
-        gzip=plan.gzip, overwrite=plan.overwrite,
+        gzip=plan.gzip, overwrite=plan.overwrite, extra={"dataset_version": plan.version} if plan.version else None,
     ) as pack:  # fmt: skip
         if images is not None:
             writer = PictureWriter(plan, pack, images, masks)
@@ -118,8 +137,8 @@ def pack_rows(rows: list[Row], plan: TablePlan) -> PackReport:
 # ------------------------------------------------------------------------------------------------------- checking
 def _check_plan(plan: TablePlan) -> None:
     """Refuse options that conflict or would have no effect."""
-    has_image = plan.image_column is not None or plan.image_npz is not None
-    has_mask = plan.mask_column is not None or plan.mask_npz is not None
+    has_image = plan.image_column is not None or plan.image_npz is not None or plan.images is not None
+    has_mask = plan.mask_column is not None or plan.mask_npz is not None or plan.masks is not None
     rules = [
         (plan.image_column and plan.image_npz, "--image-column and --image-npz are both set: choose one"),
         (plan.mask_column and plan.mask_npz, "--mask-column and --mask-npz are both set: choose one"),
@@ -222,7 +241,9 @@ def _number(row: Row, column: str) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
-def _images(plan: TablePlan, rows: Sequence[Row]) -> Pictures | None:
+def _images(plan: TablePlan, rows: Sequence[Row]) -> PictureSource | None:
+    if plan.images is not None:
+        return plan.images
     if plan.image_column is None and plan.image_npz is None:
         return None
     pictures = Pictures(
@@ -234,7 +255,9 @@ def _images(plan: TablePlan, rows: Sequence[Row]) -> Pictures | None:
     return pictures
 
 
-def _masks(plan: TablePlan) -> Pictures | None:
+def _masks(plan: TablePlan) -> PictureSource | None:
+    if plan.masks is not None:
+        return plan.masks
     if plan.mask_column is None and plan.mask_npz is None:
         return None
     return Pictures(
@@ -246,7 +269,7 @@ def _full_note(plan: TablePlan) -> str:
     parts = [plan.note] if plan.note else []
     if plan.image_size:
         parts.append(f"Pictures: longer side scaled to {plan.image_size} px (bicubic), centred on black.")
-    elif plan.image_column or plan.image_npz:
+    elif plan.image_column or plan.image_npz or plan.images:
         parts.append("Pictures: size kept" + (", encoded bytes kept." if plan.keep_encoded else "."))
     if plan.split:
         parts.append(f"Split {','.join(map(str, plan.split))} drawn by patient, seed {plan.random_seed}.")
@@ -270,7 +293,7 @@ def _write_columns(rows: Sequence[Row], plan: TablePlan, pack: PackWriter) -> in
     pack.set_site(site, site_names)
     pack.set_split(split)
     for name in plan.labels:
-        pack.set_label(name, *_codes([row.values[name] for row in rows]))
+        pack.set_label(name, *_codes([row.values[name] for row in rows], plan.classes.get(name)))
     for name, columns in plan.tabular.items():
         values = np.asarray([[_number(row, column) for column in columns] for row in rows], np.float32)
         pack.set_tabular(name, values, columns)
@@ -295,8 +318,8 @@ def _write_text(texts: list[str], split: np.ndarray, plan: TablePlan, pack: Pack
     return cut
 
 
-def _codes(values: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """int32 [N] codes (-1: empty) and the sorted names."""
-    names = sorted(Counter(value for value in values if value))
-    place = {name: code for code, name in enumerate(names)}
-    return np.asarray([place.get(value, -1) for value in values], np.int32), names
+def _codes(values: Sequence[str], classes: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+    """int32 [N] codes (-1: empty) and the names, sorted where `classes` does not give them."""
+    names = list(classes) if classes else sorted(Counter(value for value in values if value))
+    place = {name: code for code, name in enumerate(names)} | {"": -1}
+    return np.asarray([place[value] for value in values], np.int32), names

@@ -1,0 +1,75 @@
+"""What the commands of ``fedhpc pack`` share: options, errors, and the last line. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedhpc.data.packers.table import PackReport
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="The packed file to write.")]
+Folder = Annotated[Path, typer.Argument(help="Folder with the raw dataset.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop bad rows and count them, instead of stopping.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+VocabSize = Annotated[int, typer.Option(help="Most entries of the WordPiece tokenizer trained on the training text.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens that a text is cut or padded to.")]
+Seed = Annotated[int, typer.Option(help="Seed of a drawn split.", min=0)]
+Limit = Annotated[int | None, typer.Option(help="Pack only so many rows, spread evenly over the table.", min=1)]
+Tokenizer = Annotated[str | None, typer.Option(help="tokenizer.json, folder or hub id, instead of training.")]
+Pixels = Annotated[int, typer.Option(help="Letterbox to N x N px.", min=1)]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """A user's mistake is one red message and exit code 2; a traceback is left to our own bugs."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc'])) or 'config'}: {one['msg']}" for one in error.errors()]
+        fail("; ".join(lines))
+    except (
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
+    ) as e:
+        fail(str(e))
+
+
+def fail(message: str) -> None:
+    typer.secho(f"Error: {message}", fg="red", err=True)
+    raise typer.Exit(2)
+
+
+def command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def done(report: PackReport) -> None:
+    typer.echo(f"{report.path}: {report.rows} rows")
+    if report.skipped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.skipped.items()))
+        typer.secho(f"dropped {sum(report.skipped.values())} bad rows: {reasons}", fg="yellow", err=True)
+    if report.cut_texts:
+        typer.secho(f"{report.cut_texts} texts were longer than --max-tokens and were cut", fg="yellow", err=True)
+
+
+def fractions_of(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--split is {text!r}: give three fractions train,val,test, such as 0.7,0.1,0.2") from None
+    return train, val, test
