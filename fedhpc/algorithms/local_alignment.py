@@ -45,8 +45,8 @@ def _columns(regions: Tensor, words: Tensor, mask: Tensor, attention_scale: floa
 def local_contrastive_loss(similarity: Tensor, has_words: Tensor, temperature: Tensor | float) -> Tensor:
     """CE(s / T, I) + CE((s / T)^T, I), each a mean over the texts that have words; 0 when none has; a scalar.
 
-    similarity: [B,B], pictures by texts, as `local_similarity` gives it. has_words: bool [B]. A text without words looks
-    for no picture, and LOW keeps it from being found by one; its own picture stays a candidate for the other texts.
+    similarity: [B,B], pictures by texts, from `local_similarity`. has_words: bool [B]. A text without words looks for
+    no picture, and LOW keeps it from being found by one; its own picture stays a candidate for the other texts.
     """
     logits = similarity / temperature
     pairs = torch.arange(len(has_words), device=has_words.device).masked_fill(~has_words, IGNORED)
