@@ -25,6 +25,8 @@ from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, D
 from fedhpc.models.blocks import FlatModel
 from fedhpc.models.zoo import build_model
 
+SHARED = "the shared model"
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -155,7 +157,7 @@ class _Weights:
                 f"algorithm.name: {name} shares no model; set client: to one of its clients: {self._known()}"
             )
         if client is None:
-            whose = "the shared model"
+            whose = SHARED
             blocks = dict(algorithm.shared)
             notes = []
             if self.model.local:

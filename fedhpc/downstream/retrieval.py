@@ -51,7 +51,7 @@ def run_retrieval(rows: Rows, task: RetrievalTask) -> Outcome:
         right = torch.from_numpy(np.ascontiguousarray(group[chosen[part].numpy()]))
         statistic = _statistic(image[part], text[part], right)
         once = {name: float(value) for name, value in statistic(torch.ones(1, len(part), dtype=torch.float64)).items()}
-        metrics = estimate(task, scope, [{**once, **chance_recall_at_k(right, KS)}], [statistic], patient)
+        metrics = estimate(task, [{**once, **chance_recall_at_k(right, KS)}], [statistic], patient)
         records.append(Record(scope, "", len(part), len(patient.unique()), metrics))
     if not records:
         raise ValueError(f"fewer than 2 rows in split {task.split}: retrieval has nothing to tell apart; add sites")

@@ -145,9 +145,15 @@ def results_table(results: Mapping[str, Any]) -> Group:
         table.add_column(heading, no_wrap=True)
     for heading in ["rows", "patients", *(SHOWN[name] for name in metrics)]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for index, record in enumerate(results["results"]):
-        if index and record["scope"] == "all":
+    scopes = {record["scope"] for record in results["results"]}
+    skipped = "all" if len(scopes) == 2 else None  # one site is all there is: the same numbers
+    last = ""
+    for record in results["results"]:
+        if record["scope"] == skipped:
+            continue
+        if record["setting"] != last or record["scope"] == "all":
             table.add_section()
+        last = record["setting"]
         cells = [record["scope"], *([record["setting"]] if settings else [])]
         cells += [str(record["rows"]), str(record["patients"])]
         table.add_row(*cells, *(_cell(record["metrics"][name]) for name in metrics))

@@ -58,7 +58,7 @@ class Outcome:
 
 
 def estimate(
-    task: Task, scope: str, by_seed: Sequence[Mapping[str, float]], statistics: Sequence[Statistic], cluster: Tensor
+    task: Task, by_seed: Sequence[Mapping[str, float]], statistics: Sequence[Statistic], cluster: Tensor
 ) -> dict[str, Estimate]:
     """Metrics over seeds, with intervals for those that the statistics give.
 
@@ -72,7 +72,7 @@ def estimate(
             found = [statistic(weight) for statistic in statistics]
             return {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]}
 
-        seed = derived_seed(task.random_seed, "bootstrap", scope)
+        seed = derived_seed(task.random_seed, "bootstrap")
         intervals = bootstrap_intervals(mean, cluster, task.bootstrap, task.confidence, seed)
     result = {}
     for name in by_seed[0]:
@@ -96,9 +96,7 @@ def classification_records(
         seeds = [one[part].float() for one in logits]
         truth = label[part]
         statistics: list[Statistic] = [_weighted(one, truth) for one in seeds]
-        metrics = estimate(
-            rows.task, scope, [classification_metrics(one, truth) for one in seeds], statistics, patient[part]
-        )
+        metrics = estimate(rows.task, [classification_metrics(one, truth) for one in seeds], statistics, patient[part])
         records.append(Record(scope, setting, len(part), len(patient[part].unique()), metrics))
     return records
 

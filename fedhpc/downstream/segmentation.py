@@ -119,7 +119,7 @@ def _records(rows: Rows, task: SegmentationTask, test: Tensor, found: list[Tenso
         statistics: list[Statistic] = [_mean_dice(one[part], baseline[part]) for one in found]
         plain = torch.ones(1, len(part), dtype=torch.float64)
         by_seed = [{name: float(value) for name, value in statistic(plain).items()} for statistic in statistics]
-        metrics = estimate(task, scope, by_seed, statistics, patient)
+        metrics = estimate(task, by_seed, statistics, patient)
         records.append(Record(scope, "tuned" if task.tune else "frozen", len(part), len(patient.unique()), metrics))
     return records
 

@@ -26,7 +26,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "federation": BELOW_FEDERATION | {"runtime", "report"},
     "task": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
-    "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream"},
+    "export_card": frozenset({"config", "data", "downstream"}),
+    "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
     "cli": BELOW_FEDERATION | {"runtime", "report", "spawn", "federation", "task", "downstream", "export", "__init__"},
     "__main__": frozenset({"cli"}),
 }
