@@ -26,7 +26,19 @@ from fedhpc.algorithms.fedavg import FedAvg
 from fedhpc.algorithms.stages import Stages
 from fedhpc.algorithms.weighting import chi_square, uniform, updated
 from fedhpc.config.algorithms import FedDRAConfig
-from fedhpc.interfaces import Batch, Block, Blocks, Budget, Client, ClientId, Contribution, Federation, Objective
+from fedhpc.interfaces import (
+    Batch,
+    Block,
+    Blocks,
+    Budget,
+    Client,
+    ClientId,
+    Contribution,
+    Federation,
+    Loss,
+    Objective,
+    Split,
+)
 
 EMBEDDINGS = ("image", "text")
 UPSTREAM_FRACTION = 0.1  # of the training rows, for the losses that move q
@@ -42,6 +54,9 @@ class FedDRA(FedAvg):
         super().__init__(config)
         self._config = config
         self._upstream = config.variant == "upstream"
+        self.losses_on: Split | None = None
+        if config.dro is not None:
+            self.losses_on = "train" if self._upstream else config.dro.loss_split
         self.q = torch.empty(0, dtype=torch.float64)
         self._losses = torch.empty(0, dtype=torch.float64)  # last seen; nan before
         self._first = torch.empty(0, dtype=torch.float64)  # each client's first one
@@ -66,6 +81,8 @@ class FedDRA(FedAvg):
         if self._upstream:
             self.q = uniform(len(self._place))  # the released code starts a new process every round
         stage1, stage2 = self._stages.of(index)
+        factors = {client: len(self.q) * float(self.q[self._place[client]]) for client in fed.cohort}
+        self._factors = factors if any(factors.values()) else dict.fromkeys(factors, 1.0)
         metrics: dict[str, float] = {}
         anchor: Blocks = self._apart() if self._upstream and index == 0 else self.shared
         own: dict[ClientId, Blocks] = {}
@@ -131,15 +148,16 @@ class FedDRA(FedAvg):
         dro = self._config.dro
         assert dro is not None
         if not self._upstream:
-            return torch.tensor(client.measure(dro.loss_split, fraction=dro.loss_fraction), dtype=torch.float64)
+            loss = excess_loss(client.loss) if dro.loss_baseline == "duplicates" else client.loss
+            value = client.measure(dro.loss_split, loss, fraction=dro.loss_fraction)
+            return torch.tensor(value, dtype=torch.float64)
         target = client.reference(anchor)
 
         def both(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
             constraint = constraint_loss(out, target(batch), self._config.constraint)
             return client.loss(out, batch) + self._config.mu * constraint
 
-        loss = client.measure("train", both, fraction=UPSTREAM_FRACTION)
-        return torch.tensor(loss, dtype=torch.float64)
+        return torch.tensor(client.measure("train", both, fraction=UPSTREAM_FRACTION), dtype=torch.float64)
 
     # -------------------------------------------------------------------------------------------------- weights
     def _reweigh(self, fed: Federation, anchor: Blocks) -> None:
@@ -161,8 +179,8 @@ class FedDRA(FedAvg):
         self.q = updated(self.q, losses, dro.set, dro.rho, dro.update, dro.step_size)
 
     def _factor(self, client: Client) -> float:
-        """N q_c: 1 for uniform weights."""
-        return len(self.q) * float(self.q[self._place[client.id]])
+        """N q_c: 1 for uniform weights. A cohort without any weight (possible on the simplex) counts alike."""
+        return self._factors[client.id]
 
     def _share(self, client: Client) -> float:
         """A client's weight in the mean."""
@@ -227,3 +245,15 @@ def constraint_loss(out: Mapping[str, Tensor], anchor: Mapping[str, Tensor], kin
     """
     total = sum((F.mse_loss(out[e].float(), anchor[e].float()) for e in EMBEDDINGS), torch.zeros(()))
     return total * out["image"].shape[1] if kind == "sum" else total
+
+
+def excess_loss(loss: Loss) -> Loss:
+    """What of L_ITA a better model could save: rows of identical text cannot be told apart, by either direction, which
+    costs a perfect model log m for a text that m rows of the batch share. Clients differ in m more than in difficulty.
+    """
+
+    def excess(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        _, member, count = torch.unique(batch["tokens"], dim=0, return_inverse=True, return_counts=True)
+        return loss(out, batch) - 2 * count[member].float().log().mean()
+
+    return excess

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedhpc.config.algorithms import UncertaintySet
 
 MAX_EXPONENT = 5.0  # one round changes the ratio of two weights by at most e^10
-BISECTIONS = 200  # down to the last bit of float64
+BISECTIONS = 200  # at most; about 55 come down to the last bit of float64
 
 
 def uniform(num_clients: int) -> Tensor:
@@ -108,6 +108,8 @@ def _largest(point: Callable[[float], Tensor], fits: Callable[[Tensor], bool], t
     low, high = 0.0, top
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
+        if middle in (low, high):
+            break
         low, high = (middle, high) if fits(point(middle)) else (low, middle)
     return point(low)
 

@@ -70,9 +70,9 @@ class DroConfig(Section):
     """Rows on which the shared model's losses are taken after each round."""
     loss_fraction: float = Field(1.0, gt=0, le=1)
     """Share of these rows, the same ones in every round."""
-    loss_baseline: Literal["none", "first"] = "none"
-    """first: a client's loss counts against its own after its first round, as levels also differ by how diverse its
-    captions are."""
+    loss_baseline: Literal["none", "duplicates", "first"] = "none"
+    """What is taken off a client's loss, as its level is not only the model's fault. duplicates: what identical
+    captions in a batch cost even a perfect model (objective clip only). first: its own loss after its first round."""
 
 
 class StageConfig(Section):

@@ -255,6 +255,12 @@ def _feddra(config: RunConfig) -> Iterator[str]:
             f"algorithm.dro.apply = loss_scale but fit.optimizer.name = {optimizer}: its step does not change with a "
             "scaled loss, so the weights would do nothing; set dro.apply: aggregate or lr_scale, or optimizer.name: sgd"
         )
+    objective = "clip" if config.objective is None else config.objective.name
+    if dro is not None and dro.loss_baseline == "duplicates" and objective != "clip":
+        yield (
+            f"algorithm.dro.loss_baseline = duplicates but objective.name = {objective}: what duplicates cost is known "
+            "for clip only; set loss_baseline: first, or objective: null"
+        )
 
 
 def _plain_sgd(config: RunConfig) -> Iterator[str]:

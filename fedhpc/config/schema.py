@@ -25,6 +25,10 @@ class PhantomConfig(Section):
     """Patients in the whole set; each has one or two pictures."""
     num_sites: int = Field(5, ge=1, le=26)
     """Sites that differ in scanner look, prevalence of findings and wording."""
+    hard_sites: int = Field(0, ge=0)
+    """The last this many sites have an old scanner (low contrast, noise, blur) and write in German."""
+    noise_sites: int = Field(0, ge=0)
+    """The first this many sites are outliers: their pictures are noise and show nothing of what the sentences say."""
     image_size: int = Field(64, ge=16)
     """Height and width in pixels."""
     random_seed: int = 0
@@ -33,6 +37,16 @@ class PhantomConfig(Section):
     """Entries of the WordPiece tokenizer that is trained on the sentences."""
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
+
+
+    @model_validator(mode="after")
+    def _sites_suffice(self) -> PhantomConfig:
+        if self.hard_sites + self.noise_sites > self.num_sites:
+            raise ValueError(
+                f"hard_sites({self.hard_sites}) + noise_sites({self.noise_sites}) exceed num_sites({self.num_sites}); "
+                "raise num_sites"
+            )
+        return self
 
 
 class DataConfig(Section):

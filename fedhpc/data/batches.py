@@ -1,7 +1,7 @@
 """From rows of a packed file to batches on a device.
 
-Columns that fit the budget are held in memory and indexed a window of many batches at a time, never item by item. Larger
-ones are read in chunk order: chunks are shuffled, then rows within a buffer of some chunks.
+Columns that fit the budget are held in memory and indexed a window of many batches at a time, never item by item.
+Larger ones are read in chunk order: chunks are shuffled, then rows within a buffer of some chunks.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def describe(path: Path | str, config: RunConfig | None = None, *, verify: bool 
     """Renderables for a rich Console: header, rows by split and site, label and modality; with a config, what each
     client of that run would hold, of the rows that its model can use.
 
-    verify: also recompute the checksum (reads the whole file). Raises what PackedFile, `verify` and `client_rows` raise.
+    verify: also recompute the checksum (reads the whole file). Raises what PackedFile, `verify`, `client_rows` raise.
     """
     with PackedFile(path) as packed:
         if verify:

@@ -55,6 +55,9 @@ def draw_scanner(random: np.random.Generator) -> Scanner:
     )
 
 
+HARD_SCANNER = Scanner(contrast=0.5, gamma=1.6, brightness=0.0, noise=0.09, blur=1.2, vignette=0.4, field=1.2)
+
+
 def draw_attributes(prevalence: Array, n: int, random: np.random.Generator) -> Array:
     """int32 [n, 10] columns of ATTRIBUTES. prevalence [6]: how often each of FINDINGS comes first.
 

@@ -1,4 +1,6 @@
-"""Sentences for generated pictures: sites use different words for the same finding, and 2 or 3 templates each."""
+"""Sentences for generated pictures: sites use different words for the same finding, and 2 or 3 templates each.
+
+Hard sites write in German."""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ _DEVICE = ("pacemaker in place", "pacing device with lead", "implanted pacing de
 _CLEAR = ("lungs are clear", "no acute finding", "normal chest", "no focal abnormality", "unremarkable study")
 _OPENING = ("", "chest film :", "findings :", "impression :", "report :")
 _JOIN = (" . ", " and ", " , ", " ; ")
+_SAME_SIDE = {"left": "left", "right": "right"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Wording:
     clear: tuple[str, ...]
     opening: tuple[str, ...]
     join: str
+    side: Mapping[str, str]
+    where: str = "in the "  # between an opacity and its zone
 
 
 def draw_wording(random: np.random.Generator) -> Wording:
@@ -54,7 +59,25 @@ def draw_wording(random: np.random.Generator) -> Wording:
         clear=some(_CLEAR, 3),
         opening=some(_OPENING, 2),
         join=_JOIN[int(random.integers(len(_JOIN)))],
+        side=_SAME_SIDE,
     )
+
+
+GERMAN = Wording(
+    opacity=("verschattung", "infiltrat", "verdichtung"),
+    grades=("zarte", "ausgepraegte"),
+    zone=("{side} im {zone}", "im {side}en {zone}"),
+    zone_word={"upper": "oberfeld", "lower": "unterfeld"},
+    effusion=("pleuraerguss {side}", "erguss {side}seitig", "{side}seitiger pleuraerguss"),
+    heart=("kardiomegalie", "herz verbreitert", "vergroesserte herzsilhouette"),
+    nodule=("rundherd {side}", "{side}seitiger rundherd"),
+    device=("schrittmacher in situ", "einliegendes schrittmachersystem"),
+    clear=("unauffaelliger befund", "keine infiltrate", "herz und lunge altersentsprechend"),
+    opening=("", "beurteilung :", "roentgen thorax :"),
+    join=" . ",
+    side={"left": "link", "right": "recht"},
+    where="",
+)
 
 
 def sentence(finding: Mapping[str, int], wording: Wording, random: np.random.Generator) -> str:
@@ -69,10 +92,10 @@ def sentence(finding: Mapping[str, int], wording: Wording, random: np.random.Gen
             continue
         kind, *where = name.split("_")
         if kind == "opacity":
-            zone = pick(wording.zone).format(side=where[0], zone=wording.zone_word[where[1]])
-            parts.append(f"{wording.grades[grade - 1]} {pick(wording.opacity)} in the {zone}")
+            zone = pick(wording.zone).format(side=wording.side[where[0]], zone=wording.zone_word[where[1]])
+            parts.append(f"{wording.grades[grade - 1]} {pick(wording.opacity)} {wording.where}{zone}")
         elif kind in ("effusion", "nodule"):
-            parts.append(pick(getattr(wording, kind)).format(side=where[0]))
+            parts.append(pick(getattr(wording, kind)).format(side=wording.side[where[0]]))
         else:
             parts.append(pick(wording.heart if kind == "cardiomegaly" else wording.device))
     random.shuffle(parts)

@@ -68,8 +68,8 @@ def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:
 
 
 def match_groups(packed: PackedFile, columns: list[str] | None) -> np.ndarray:
-    """int64 [rows]: rows of one number are right answers to each other in retrieval: equal in all label `columns`, or of
-    identical text when `columns` is None.
+    """int64 [rows]: rows of one number are right answers to each other in retrieval: equal in all label `columns`, or
+    of identical text when `columns` is None.
 
     Raises:
         ValueError: a column that the file lacks.

@@ -14,13 +14,14 @@ from fedhpc.data.packers.split import split_by_patient
 from fedhpc.data.phantom import (
     ATTRIBUTES,
     FINDINGS,
+    HARD_SCANNER,
     draw_anatomy,
     draw_attributes,
     draw_pictures,
     draw_scanner,
     primary_finding,
 )
-from fedhpc.data.phantom_words import draw_wording, sentence
+from fedhpc.data.phantom_words import GERMAN, draw_wording, sentence
 from fedhpc.data.text import encode_texts, train_wordpiece
 
 _VERSION = 1  # raise it whenever the same config gives other pictures or sentences
@@ -80,7 +81,11 @@ def write_phantom(config: PhantomConfig, path: Path, *, command: str = "") -> No
                          "every site needs patients to train, validate and test; raise num_patients")  # fmt: skip
     seeds = np.random.SeedSequence(config.random_seed).spawn(config.num_sites + 1)
     owner = _site_of_patients(config, np.random.default_rng(seeds[0]))
-    parts = [_Site(k, int((owner == k).sum()), np.random.default_rng(seeds[k + 1])) for k in range(config.num_sites)]
+    easy = config.num_sites - config.hard_sites
+    parts = [
+        _Site(k, int((owner == k).sum()), np.random.default_rng(seed), hard=k >= easy, noise=k < config.noise_sites)
+        for k, seed in enumerate(seeds[1:])
+    ]
     attributes = np.concatenate([part.attributes for part in parts])
     texts = [text for part in parts for text in part.texts]
     patients = [patient for part in parts for patient in part.patients]
@@ -117,10 +122,12 @@ def _site_of_patients(config: PhantomConfig, random: np.random.Generator) -> np.
 class _Site:
     """One site's pictures: everything but the pixels is drawn at once."""
 
-    def __init__(self, index: int, num_patients: int, random: np.random.Generator) -> None:
+    def __init__(self, index: int, num_patients: int, random: np.random.Generator, *, hard: bool, noise: bool) -> None:
         self.name = f"site-{chr(ord('a') + index)}"
-        self.scanner, self._random = draw_scanner(random), random
+        self.scanner, self._random, self._noise = draw_scanner(random), random, noise
         wording = draw_wording(random)
+        if hard:  # after the draws, so that the other sites and this one's patients stay as they are without it
+            self.scanner, wording = HARD_SCANNER, GERMAN
         prevalence = _PREVALENCE * np.exp(0.6 * random.standard_normal(len(FINDINGS)))
         prevalence /= prevalence.sum()
         twice = random.random(num_patients) < 0.4
@@ -139,6 +146,9 @@ class _Site:
     def pictures(self, size: int) -> list[np.ndarray]:
         """uint8 [n, size, size, 1] in batches. Once only: it goes on with the site's random numbers."""
         starts = range(0, len(self.patients), _BATCH)
+        if self._noise:
+            sizes = [len(self.patients[k : k + _BATCH]) for k in starts]
+            return [self._random.integers(0, 256, (n, size, size, 1), np.uint8) for n in sizes]
         return [
             draw_pictures(
                 self.attributes[k : k + _BATCH], self._anatomy[k : k + _BATCH], self.scanner, size, self._random

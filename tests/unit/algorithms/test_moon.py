@@ -32,10 +32,10 @@ def at(cosine: float) -> list[float]:
 def test_loss_golden_value() -> None:
     z = {"image_features": torch.tensor([[1.0, 0.0], [5.0, 0.0]])}
     shared = {"image_features": torch.tensor([at(0.8), at(0.3)])}
-    previous = {"image_features": torch.tensor([at(0.2), at(0.9)])}
+    previous = {"image_features": torch.tensor([at(0.2), at(0.7)])}
     loss = model_contrastive_loss(z, shared, previous, 0.5).item()
-    assert loss == pytest.approx((eq_3(0.8, 0.2, 0.5) + eq_3(0.3, 0.9, 0.5)) / 2, abs=1e-6)
-    assert loss == pytest.approx(0.8632824, abs=1e-6)  # (log(1 + e^-1.2) + log(1 + e^1.2)) / 2
+    assert loss == pytest.approx((eq_3(0.8, 0.2, 0.5) + eq_3(0.3, 0.7, 0.5)) / 2, abs=1e-6)
+    assert loss == pytest.approx(0.7171916, abs=1e-6)  # (log(1 + e^-1.2) + log(1 + e^0.8)) / 2
     assert model_contrastive_loss(z, shared, shared, 0.1).item() == pytest.approx(math.log(2))
 
 

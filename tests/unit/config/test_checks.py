@@ -69,6 +69,12 @@ def test_a_sound_config_has_no_problem(load: Load) -> None:
         (["data.max_tokens=33"], "data.max_tokens = 33 cuts nothing, data.phantom.max_tokens = 32"),
         (["fit.optimizer.warmup_rounds=5"], "fit.optimizer.warmup_rounds = 5 but rounds = 4"),
         (["evaluation.every=5"], "evaluation.every = 5 but rounds = 4"),
+        (["algorithm={name: scaffold}"], "fit.optimizer.name = adamw but algorithm.name = scaffold"),
+        (
+            ["algorithm={name: scaffold}", "fit.optimizer.name=sgd", "fit.optimizer.momentum=0.9"],
+            "fit.optimizer.momentum = 0.9 but algorithm.name = scaffold",
+        ),
+        (["algorithm={name: qffl}"], "fit.optimizer.name = adamw but algorithm.name = qffl"),
         (["fit.optimizer.betas=[0.9, 1]"], "fit.optimizer.betas = [0.9, 1.0]: each must be >= 0 and < 1"),
     ],
 )
@@ -87,6 +93,8 @@ def test_conflict(problems: Problems, overrides: list[str], line: str) -> None:
             ["algorithm={name: local}", "aggregation.local_blocks=[a]"],
             'aggregation.local_blocks = ["a"]: has no',
         ),
+        (["algorithm={name: qffl, q: 0, lipschitz: 2}"], "algorithm.lipschitz = 2.0: has no effect with q: 0"),
+        (["algorithm={name: qffl, q: 0, loss_fraction: 0.5}"], "algorithm.loss_fraction = 0.5: has no effect with q"),
         (["algorithm={name: fedopt, server_optimizer: momentum, tau: 1}"], "algorithm.tau = 1.0: has no effect with"),
         (["algorithm={name: fedopt, server_optimizer: momentum, beta2: 0.9}"], "algorithm.beta2 = 0.9: has no effect"),
         (
@@ -133,6 +141,10 @@ def test_null_and_empty_are_not_taken_as_set(problems: Problems) -> None:
         ["objective={name: siglip, bias: -5}", "model.temperature=0.2", "model.learn_temperature=false"],
         ["objective={name: gloria}", "model.align=false"],
         [CLASSIFIER, "data.label=x", "objective={name: cross_entropy}"],
+        ["algorithm={name: scaffold}", "fit.optimizer.name=sgd"],
+        ["algorithm={name: qffl, q: 2}", "fit.optimizer.name=sgd"],
+        ["algorithm={name: qffl, q: 2, lipschitz: 10}"],
+        ["algorithm={name: qffl, q: 0}"],
         ["partition={kind: column, column: finding}", "cohort.size=40"],  # only the file knows how many values
     ],
 )

@@ -99,13 +99,17 @@ def test_crops_shift_and_flips_mirror_training_pictures_only() -> None:
             padded = np.pad(original, ((1, 1), (1, 1), (0, 0)), mode="edge")
             picture = image.permute(1, 2, 0).numpy()
             fits = [
-                (y, x) for y in range(3) for x in range(3) if np.allclose(padded[y : y + 6, x : x + 5], picture, atol=1e-6)
+                (y, x)
+                for y in range(3)
+                for x in range(3)
+                if np.allclose(padded[y : y + 6, x : x + 5], picture, atol=1e-6)
             ]
             assert fits, "each picture is a crop of itself"
             shifts |= set(fits)
     assert len(shifts) > 3
     plain = next(iter(made.ordered(rows, 20)))
-    np.testing.assert_allclose(plain["image"].permute(0, 2, 3, 1).numpy(), reader.columns["image"][:20] / 255.0, atol=1e-6)
+    pixels = plain["image"].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(pixels, reader.columns["image"][:20] / 255.0, atol=1e-6)
     flipping, reader = maker(random_flip=True, image_mean=[0.0], image_std=[1.0])
     mirrored = 0
     for batch in flipping.training(rows, 20, 1, True, torch.Generator().manual_seed(0)):

@@ -153,3 +153,35 @@ def test_two_processes_may_generate_at_once(tmp_path: Path) -> None:
         assert pool.starmap(ensure_phantom, [(SMALL, path)] * 2) == [path, path]
     assert list(tmp_path.iterdir()) == [path]
     checksum(path)
+
+
+def test_hard_sites_write_german_on_an_old_scanner_and_leave_the_others_alone(tmp_path: Path) -> None:
+    plain = PhantomConfig(num_patients=60, num_sites=3, image_size=16)
+    hard = PhantomConfig(num_patients=60, num_sites=3, image_size=16, hard_sites=1)
+    with (
+        PackedFile(ensure_phantom(plain, tmp_path / "a.h5")) as a,
+        PackedFile(ensure_phantom(hard, tmp_path / "b.h5")) as b,
+    ):
+        site, text = b.read("site"), np.array(b.texts())
+        last = site == 2
+        assert (a.read("site") == site).all()
+        assert (a.read("label/finding") == b.read("label/finding")).all(), "findings stay, only words and looks change"
+        assert (a.read("image")[~last] == b.read("image")[~last]).all()
+        assert (np.array(a.texts())[~last] == text[~last]).all()
+        words = set(" ".join(text[last]).split())
+        assert words & {"verschattung", "infiltrat", "pleuraerguss", "rundherd", "kardiomegalie", "schrittmacher"}
+        assert not words & {"the", "lung", "side", "sided", "left", "right"}
+        assert b.read("image")[last].std() < a.read("image")[last].std()
+
+
+def test_noise_sites_show_nothing(tmp_path: Path) -> None:
+    config = PhantomConfig(num_patients=60, num_sites=3, image_size=16, noise_sites=1)
+    with PackedFile(ensure_phantom(config, tmp_path / "n.h5")) as packed:
+        noise = packed.read("image")[packed.read("site") == 0].astype(float)
+    neighbours = np.corrcoef(noise[:, :, :-1].ravel(), noise[:, :, 1:].ravel())[0, 1]
+    assert abs(neighbours) < 0.05, "pixels of a picture would be alike"
+
+
+def test_more_odd_sites_than_sites_are_refused() -> None:
+    with pytest.raises(ValueError, match="raise num_sites"):
+        PhantomConfig(num_sites=2, hard_sites=1, noise_sites=2)

@@ -1,0 +1,104 @@
+"""Methods that become FedAvg at the end of their range do so to the last bit; a stopped run goes on with all state."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedhpc.algorithms.registry import ALGORITHMS
+from tests.dist.runs import SMOKE, run
+from tests.ranks import RankFailed
+
+NO_DROPOUT = "model.text.options.hidden_dropout_prob=0.0"
+UNIFORM = "algorithm={name: fedavg, weight: uniform}"
+SGD = "fit.optimizer={name: sgd, learning_rate: 0.01}"
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data.path={tmp_path_factory.mktemp('phantom') / 'phantom.h5'}"
+
+
+@pytest.mark.parametrize(
+    ("config", "algorithm", "fedavg", "shared"),
+    [
+        ("fedavg", "algorithm={name: moon, mu: 0}", "algorithm={name: fedavg}", ("rounds=2",)),
+        ("classifier", "algorithm={name: moon, mu: 0}", "algorithm={name: fedavg}", ("rounds=2",)),
+        ("fedavg", "algorithm={name: qffl, q: 0}", UNIFORM, ("rounds=2", SGD)),
+        ("fedavg", "algorithm={name: scaffold}", UNIFORM, ("rounds=1", "evaluation.every=null", SGD)),
+        ("fedavg", "algorithm={name: afl}", UNIFORM, ("rounds=1", "evaluation.every=null")),
+        ("fedavg", "algorithm={name: feddra, schedule: joint, mu: 0, dro: null}", UNIFORM, ("rounds=2",)),
+        ("fedavg", "algorithm={name: feddra, schedule: joint, mu: 0, dro: {rho: 0}}", UNIFORM, ("rounds=2",)),
+        # An anchor that is an exact copy pulls at nothing in the first step.
+        (
+            "fedavg",
+            "algorithm={name: feddra, schedule: joint, mu: 100, constraint: sum, dro: null}",
+            UNIFORM,
+            ("rounds=1", "fit.steps=1", "evaluation.every=null", NO_DROPOUT),
+        ),
+        # All learning rates times 1 are as they were.
+        (
+            "fedavg",
+            "algorithm={name: feddra, schedule: joint, mu: 0, dro: {rho: 0, apply: lr_scale}}",
+            UNIFORM,
+            ("rounds=2",),
+        ),
+    ],
+    ids=["moon", "moon-classifier", "qffl", "scaffold", "afl", "feddra", "feddra-rho", "feddra-anchor", "feddra-rate"],
+)
+def test_it_is_fedavg(
+    config: str, algorithm: str, fedavg: str, shared: tuple[str, ...], phantom: str, tmp_path: Path
+) -> None:
+    source = () if config == "fedavg" else ("data.phantom={num_patients: 200, num_sites: 4, image_size: 32}",)
+    path = phantom if config == "fedavg" else f"data.path={tmp_path / 'classes.h5'}"
+    special, plain = (
+        run(SMOKE / f"{config}.yaml", 1, tmp_path / name, path, *source, *shared, override)
+        for name, override in (("special", algorithm), ("fedavg", fedavg))
+    )
+    assert special["sha256"] == plain["sha256"]
+    assert special["clients"] == plain["clients"]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "{name: moon, mu: 1}",
+        "{name: qffl, q: 2}",
+        "{name: afl, step_size: 5}",
+        "{name: feddra, schedule: joint, mu: 1, dro: null}",
+        "{name: feddra, mu: 0, dro: null}",
+        "{name: feddra, schedule: joint, mu: 0, dro: {step_size: 5}}",
+        "{name: feddra, schedule: joint, mu: 0, dro: {step_size: 5, apply: loss_scale}}",
+        "{name: feddra, schedule: joint, mu: 0, dro: {step_size: 5, apply: lr_scale}}",
+    ],
+)
+def test_elsewhere_it_is_not(algorithm: str, phantom: str, tmp_path: Path) -> None:
+    special, plain = (
+        run(SMOKE / "fedavg.yaml", 1, tmp_path / name, phantom, "rounds=2", SGD, override)
+        for name, override in (("special", f"algorithm={algorithm}"), ("fedavg", UNIFORM))
+    )
+    assert special["sha256"] != plain["sha256"]
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_a_stopped_run_goes_on_to_the_same_bits(name: str, phantom: str, tmp_path: Path) -> None:
+    """After 2 of 4 rounds, on another number of ranks."""
+    options = (phantom, "rounds=4", "checkpoint.keep=4", "evaluation.every=null")
+    whole = run(SMOKE / f"{name}.yaml", 1, tmp_path / "run", *options)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for later in ("round_000003", "round_000004"):
+        shutil.rmtree(checkpoints / later)
+    written = (checkpoints / "round_000002" / "loop.json").stat().st_mtime_ns
+    resumed = run(SMOKE / f"{name}.yaml", 2, tmp_path / "run", *options)
+    assert (checkpoints / "round_000004").is_dir()
+    assert (checkpoints / "round_000002" / "loop.json").stat().st_mtime_ns == written, "began anew instead"
+    assert resumed["sha256"] == whole["sha256"]
+    assert resumed["clients"] == whole["clients"]
+
+
+def test_a_client_without_rows_for_its_loss_is_named_at_the_start(phantom: str, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"measures the loss of every client on its val rows.*set loss_split: train"):
+        run(SMOKE / "afl.yaml", 1, tmp_path / "run", phantom, "partition={kind: iid, num_clients: 60}")
+    assert not (tmp_path / "run" / "checkpoints").exists()
