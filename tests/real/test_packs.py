@@ -150,3 +150,31 @@ def test_cxr_sites_are_clients_and_patients_stay_whole(cxr: Path) -> None:
 def test_cxr_at_64_pixels(shared_data: Path, tmp_path: Path) -> None:
     with PackedFile(pack(shared_data, tmp_path, "cxr-sites", "--image-size", "64")) as packed:
         assert packed.image_shape == (64, 64, 1) and packed.read("mask").shape == (724, 64, 64)
+
+
+def test_cxr_of_four_sites(shared_data: Path, tmp_path: Path) -> None:
+    given = ("--and", str(shared_data / "cxr_text"), "--max-tokens", "96")
+    with PackedFile(pack(shared_data, tmp_path, "cxr-sites", *given)) as packed:
+        packed.verify()
+        assert packed.site_names == ["guangzhou_wcmc", "hannover", "literature", "nih_clinical_center"]
+        site = packed.read("site")
+        assert np.bincount(site).tolist() == [960, 243, 8, 1000] and packed.image_shape == (128, 128, 1)
+        kinds = packed.label_classes["text_kind"]
+        assert dict(zip(kinds, np.bincount(packed.read("label/text_kind")).tolist(), strict=True)) == {
+            "clinical_note": 8, "template_from_labels": 1960, "template_from_structured_fields": 243,
+        }  # fmt: skip
+        label = packed.read("label/label")
+        assert packed.label_classes["label"] == ["normal", "pneumonia"]
+        assert [[int((label[site == k] == c).sum()) for c in (0, 1, -1)] for k in range(4)] == [
+            [320, 640, 0], [5, 77, 161], [0, 7, 1], [500, 500, 0],
+        ]  # fmt: skip
+        mask_row = packed.read("mask_row")
+        assert [int((mask_row[site == k] >= 0).sum()) for k in range(4)] == [724, 0, 4, 0]
+        assert set(np.unique(packed.read("mask"))) == {0, 1}
+        patients, split = packed.patients(), packed.read("split")
+        assert len(set(zip(patients.tolist(), split.tolist(), strict=True))) == len(set(patients)) == 1501
+        rows = metadata(shared_data, "cxr_text")
+        first = np.asarray(Image.open(shared_data / "cxr_text" / rows[0]["image"]))
+        assert packed.row_ids()[1960] == f"text-{rows[0]['image_id']}" and packed.texts()[1960] == rows[0]["text"]
+        assert np.array_equal(packed.read("image", np.array([1960]))[0, :, :, 0], first)
+        assert (packed.read("tokens")[site == 1][:, -1] == packed.pad_token).all()  # no template is cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def read_header(path: Path, tags: Sequence[str]) -> dict[str, str]:
     """Tags of a DICOM file as text, without its pixels; "" for those it lacks, and for all of a file that is bad."""
     import pydicom
 
-    try:
-        file = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-    except (OSError, pydicom.errors.InvalidDicomError, ValueError, EOFError):
-        return dict.fromkeys(tags, "")
-    return {tag: str(file.get(tag, "") or "").strip() for tag in tags}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the RSNA writes ages as "51", not "051Y": one warning a file
+        try:
+            file = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            return {tag: str(file.get(tag, "") or "").strip() for tag in tags}
+        except (OSError, pydicom.errors.InvalidDicomError, ValueError, EOFError):
+            return dict.fromkeys(tags, "")
