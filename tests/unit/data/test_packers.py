@@ -333,7 +333,8 @@ def test_commands_import_nothing_heavy() -> None:
 def test_no_torch_is_needed_to_pack() -> None:
     script = (
         "import sys; import fedhpc.data.describe, fedhpc.data.packers.pbc_wbcatt, fedhpc.data.packers.cxr_sites,"
-        "fedhpc.data.packers.phantom; from fedhpc.data.packers import mimic_cxr, chexpert, rsna, covidx, brset, messidor;"
+        "fedhpc.data.packers.phantom;"
+        "from fedhpc.data.packers import mimic_cxr, chexpert, rsna, covidx, brset, messidor;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], check=False).returncode == 0
