@@ -18,8 +18,10 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(STAMP)  ## Train on generated data with two ranks; results in runs/quickstart
-	$(BIN)/fedhpc run configs/quickstart.yaml --ranks 2 --run-dir runs/quickstart --fresh
+quickstart: $(STAMP)  ## FedAvg and FedDRA on generated data with two ranks, compared; results in runs/quickstart
+	$(BIN)/fedhpc run configs/quickstart.yaml --ranks 2 --run-dir runs/quickstart/fedavg --fresh
+	$(BIN)/fedhpc run configs/quickstart_feddra.yaml --ranks 2 --run-dir runs/quickstart/feddra --fresh
+	$(BIN)/fedhpc report runs/quickstart/fedavg runs/quickstart/feddra
 
 test: lint types  ## Lint, types and all tests that take seconds
 	$(PYTEST) -m 'not slow'

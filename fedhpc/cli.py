@@ -1,4 +1,4 @@
-"""The command line: fedhpc run | check | pack | describe.
+"""The command line: fedhpc run | check | pack | describe | report.
 
 Heavy imports happen inside the commands: `fedhpc check` answers without torch.
 """
@@ -15,6 +15,7 @@ import typer
 from fedhpc.data.packers.cli import pack_app
 
 EXIT_USER_ERROR = 2
+LOG_WIDTH = 200  # a table that goes into a file is not cut
 
 app = typer.Typer(
     name="fedhpc",
@@ -131,6 +132,31 @@ def evaluate(
         raise fail(str(error)) from error
     show(results)
     typer.echo(f"written to {path}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+) -> None:
+    """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
+    from rich.console import Console
+
+    from fedhpc.report.compare import comparison, differences, paired, read_arms
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)
+    try:
+        arms = read_arms(runs)
+        tables = [comparison(arms, metric or ()), paired(arms, metric or ())]
+    except ValueError as error:
+        raise fail(str(error)) from error
+    for table in tables:
+        if table is not None:
+            console.print(table)
+    for line in differences(arms):
+        console.print(line, highlight=False)
 
 
 @app.command()

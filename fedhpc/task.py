@@ -39,29 +39,13 @@ from fedhpc.interfaces import Algorithm, ClientId
 from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
+from fedhpc.report.shown import SHOWN
 from fedhpc.runtime import Runtime, settle
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs")
 # May differ between a run and its resumption without changing any result.
 FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
-# Metrics of the final table, and their headings.
-SHOWN = {
-    "dual_encoder": {
-        "in_batch_top_1": "top-1",
-        "in_batch_top_5": "top-5",
-        "recall_at_1": "R@1",
-        "recall_at_5": "R@5",
-        "recall_at_10": "R@10",
-        "chance_recall_at_1": "chance R@1",
-    },
-    "classifier": {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced acc.",
-        "macro_f1": "macro F1",
-        "auroc": "AUROC",
-    },
-}
 
 
 @dataclass(frozen=True)

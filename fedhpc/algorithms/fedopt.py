@@ -62,4 +62,6 @@ class FedOpt(FedAvg):
         return {"m": self._m, "v": self._v}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._m, self._v = dict(state["m"]), dict(state["v"])
+        for own, stored in ((self._m, state["m"]), (self._v, state["v"])):
+            for name, block in stored.items():
+                own[name].flat.copy_(block.flat)  # onto the device

@@ -26,7 +26,7 @@ class PhantomConfig(Section):
     num_sites: int = Field(5, ge=1, le=26)
     """Sites that differ in scanner look, prevalence of findings and wording."""
     hard_sites: int = Field(0, ge=0)
-    """The last this many sites have an old scanner (low contrast, noise, blur) and write in German."""
+    """The last this many sites have an old scanner (inverted, little contrast, noise) and write in German."""
     noise_sites: int = Field(0, ge=0)
     """The first this many sites are outliers: their pictures are noise and show nothing of what the sentences say."""
     image_size: int = Field(64, ge=16)

@@ -41,6 +41,7 @@ class Scanner:
     blur: float  # standard deviation in pixels of a 64-pixel picture
     vignette: float
     field: float  # above 1: the chest looks smaller
+    inverted: bool = False  # air is white, as in pictures stored as MONOCHROME1
 
 
 def draw_scanner(random: np.random.Generator) -> Scanner:
@@ -55,7 +56,9 @@ def draw_scanner(random: np.random.Generator) -> Scanner:
     )
 
 
-HARD_SCANNER = Scanner(contrast=0.5, gamma=1.6, brightness=0.0, noise=0.09, blur=1.2, vignette=0.4, field=1.2)
+HARD_SCANNER = Scanner(
+    contrast=0.75, gamma=1.3, brightness=0.0, noise=0.05, blur=0.5, vignette=0.3, field=1.1, inverted=True
+)
 
 
 def draw_attributes(prevalence: Array, n: int, random: np.random.Generator) -> Array:
@@ -185,6 +188,8 @@ def _scan(picture: Array, scanner: Scanner, size: int, random: np.random.Generat
     picture = np.clip(picture, 0.0, 1.0) ** np.float32(scanner.gamma)
     picture = (picture - 0.4) * scanner.contrast + 0.4 + scanner.brightness
     picture = picture * (1.0 - scanner.vignette * radius * 2)
+    if scanner.inverted:
+        picture = 1.0 - picture
     picture = picture + scanner.noise * random.standard_normal(picture.shape, dtype=np.float32)
     return np.rint(np.clip(picture, 0.0, 1.0) * 255).astype(np.uint8)[..., None]
 

@@ -1,0 +1,163 @@
+"""Several finished runs in one table: `fedhpc report RUN RUN ...`.
+
+Runs that differ in nothing but random seeds are one arm: mean and standard deviation over seeds. Arms are compared with
+the first one seed by seed, which takes out what a partition makes easy or hard for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from fedhpc.report.shown import SHOWN
+
+SEEDS = ("random_seed", "data.phantom.random_seed", "data.path")  # a generated set's path changes with its seed
+NOT_THE_METHOD = (
+    *SEEDS,
+    *("name", "algorithm", "checkpoint", "report", "runtime"),
+    *("evaluation.every", "evaluation.split"),
+)
+
+
+@dataclass
+class Arm:
+    """Runs of one config by random seed."""
+
+    name: str
+    algorithm: str
+    config: Mapping[str, Any]
+    runs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # random seed -> results.json
+
+    def values(self, metric: str, kind: str) -> dict[int, float]:
+        """A metric's mean or worst over clients, by random seed; without those that have none."""
+        found = {seed: run["summary"].get(metric, {}).get(kind) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def read_arms(folders: Sequence[Path]) -> list[Arm]:
+    """The finished runs in `folders`, in their order.
+
+    Raises ValueError for a folder without results, and for two runs of one arm with the same random seed.
+    """
+    arms: list[Arm] = []
+    for folder in folders:
+        if not (folder / "results.json").is_file() or not (folder / "config.yaml").is_file():
+            raise ValueError(f"{folder} holds no finished run (results.json, config.yaml); run it to its end first")
+        results = json.loads((folder / "results.json").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        key = _without(_flat(config), SEEDS)
+        arm = next((a for a in arms if a.config == key), None)
+        if arm is None:
+            arm = Arm(results["name"], results["algorithm"], key)
+            arms.append(arm)
+        seed = int(results["random_seed"])
+        if seed in arm.runs:
+            raise ValueError(f"{folder} is the second run of {arm.name} with random_seed {seed}; give one of them")
+        arm.runs[seed] = results
+    return arms
+
+
+def differences(arms: Sequence[Arm]) -> list[str]:
+    """Keys besides the algorithm's in which an arm differs from the first: what else a difference may come from."""
+    base = _without(arms[0].config, NOT_THE_METHOD)
+    lines = []
+    for arm in arms[1:]:
+        other = _without(arm.config, NOT_THE_METHOD)
+        changed = [k for k in sorted({*base, *other}) if base.get(k) != other.get(k)]
+        if changed:
+            told = "; ".join(f"{k}: {base.get(k)} / {other.get(k)}" for k in changed)
+            lines.append(f"{arm.name} also differs from {arms[0].name} in {told}")
+    return lines
+
+
+def comparison(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table:
+    """A row an arm: mean and worst over clients of each metric."""
+    shown = _headings(arms, metrics)
+    split = next(iter(arms[0].runs.values()))["split"]
+    table = Table(title=f"{split} split, mean over clients / worst client")
+    table.add_column("run")
+    table.add_column("algorithm")
+    table.add_column("seeds", justify="right")
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    for arm in arms:
+        cells = [f"{_spread(arm.values(m, 'mean'))} / {_spread(arm.values(m, 'worst'))}" for m in shown]
+        table.add_row(arm.name, arm.algorithm, str(len(arm.runs)), *cells)
+    return table
+
+
+def paired(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table | None:
+    """Differences from the first arm over the random seeds that both have, with a 95 % t-interval; None where no arm
+    shares two seeds with the first."""
+    shown = _headings(arms, metrics)
+    table = Table(title=f"less {arms[0].name}, seed by seed: mean [95 % interval], relative, seeds above")
+    table.add_column("run")
+    for heading in shown.values():
+        table.add_column(f"{heading} mean", justify="right")
+        table.add_column(f"{heading} worst", justify="right")
+    rows = 0
+    for arm in arms[1:]:
+        if len(arm.runs.keys() & arms[0].runs.keys()) < 2:
+            continue
+        rows += 1
+        cells = [_difference(arms[0].values(m, kind), arm.values(m, kind)) for m in shown for kind in ("mean", "worst")]
+        table.add_row(arm.name, *cells)
+    return table if rows else None
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval of 2 or more differences."""
+    from scipy import stats
+
+    mean = statistics.fmean(differences)
+    half = statistics.stdev(differences) / math.sqrt(len(differences)) * float(stats.t.ppf(0.975, len(differences) - 1))
+    return mean, mean - half, mean + half
+
+
+def _difference(base: Mapping[int, float], other: Mapping[int, float]) -> str:
+    seeds = sorted(base.keys() & other.keys())
+    if len(seeds) < 2:
+        return "-"
+    changes = [other[s] - base[s] for s in seeds]
+    mean, low, high = interval(changes)
+    level = statistics.fmean(base[s] for s in seeds)
+    relative = f" {mean / level:+.0%}" if level else ""
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]{relative} {sum(c > 0 for c in changes)}/{len(seeds)}"
+
+
+def _headings(arms: Sequence[Arm], metrics: Sequence[str]) -> dict[str, str]:
+    summary = next(iter(arms[0].runs.values()))["summary"]
+    if unknown := [m for m in metrics if m not in summary]:
+        raise ValueError(f"--metric {unknown[0]}: the runs have {', '.join(summary)}")
+    names = {name: heading for group in SHOWN.values() for name, heading in group.items()}
+    chosen = metrics or [name for name in names if name in summary and not name.startswith("chance")]
+    return {name: names.get(name, name) for name in chosen}
+
+
+def _spread(values: Mapping[int, float]) -> str:
+    if not values:
+        return "-"
+    mean = statistics.fmean(values.values())
+    return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f}±{statistics.stdev(values.values()):.3f}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _without(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {k: v for k, v in flat.items() if not any(k == key or k.startswith(f"{key}.") for key in keys)}
