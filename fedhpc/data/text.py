@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_TEXTS_AT_ONCE = 4096  # an encoding takes kilobytes: a whole archive of reports would not fit
 _PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
@@ -140,12 +141,15 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) ->
     pad = pad_token_of(tokenizer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    lengths = [len(e.ids) for e in tokenizer.encode_batch(list(texts))]
-    tokenizer.enable_truncation(max_tokens)
     out = np.full((len(texts), max_tokens), pad, np.int32)
-    for row, (text, encoding) in enumerate(zip(texts, tokenizer.encode_batch(list(texts)), strict=True)):
-        if text.strip():
-            out[row, : len(encoding.ids)] = encoding.ids
-    cut = sum(length > max_tokens for length, text in zip(lengths, texts, strict=True) if text.strip())
-    tokenizer.no_truncation()
+    cut = 0
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = texts[start : start + _TEXTS_AT_ONCE]
+        lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(list(part))]
+        tokenizer.enable_truncation(max_tokens)
+        for row, (text, encoding) in enumerate(zip(part, tokenizer.encode_batch(list(part)), strict=True), start):
+            if text.strip():
+                out[row, : len(encoding.ids)] = encoding.ids
+        tokenizer.no_truncation()
+        cut += sum(length > max_tokens for length, text in zip(lengths, part, strict=True) if text.strip())
     return out, cut

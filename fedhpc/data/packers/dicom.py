@@ -19,7 +19,7 @@ def is_dicom(data: bytes) -> bool:
 def require_pydicom() -> None:
     """Raise ValueError where pydicom is not installed."""
     if importlib.util.find_spec("pydicom") is None:
-        raise ValueError("DICOM pictures need pydicom: pip install -c constraints.txt 'fedhpc[dicom]', or convert them "
+        raise ValueError("DICOM pictures need pydicom: pip install -c constraints.txt -e '.[dicom]', or convert them "
                          "to PNG or JPEG of the same names")  # fmt: skip
 
 

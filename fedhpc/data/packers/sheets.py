@@ -22,7 +22,7 @@ def read_sheet(path: Path) -> list[Row]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the spreadsheet that lists the rows")
     if importlib.util.find_spec(_NEEDS[kind]) is None:
-        raise ValueError(f"{path.name} needs {_NEEDS[kind]}: pip install -c constraints.txt 'fedhpc[sheets]', or save "
+        raise ValueError(f"{path.name} needs {_NEEDS[kind]}: pip install -c constraints.txt -e '.[sheets]', or save "
                          "it as CSV under the same name")  # fmt: skip
     lines = _xls(path) if kind == ".xls" else _xlsx(path)
     header = lines[0] if lines else []

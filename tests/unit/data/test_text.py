@@ -74,3 +74,12 @@ def test_loading(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is not a tokenizer.json"):
         load_tokenizer(str(tmp_path / "bad.json"))
+
+
+def test_many_texts_are_encoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["one two", "two three four five", "", "one", "five five five five five"]
+    tokenizer = train_wordpiece(texts, 60)
+    whole, cut = encode_texts(tokenizer, texts, 5)
+    monkeypatch.setattr("fedhpc.data.text._TEXTS_AT_ONCE", 2)
+    parts, cut_in_parts = encode_texts(tokenizer, texts, 5)
+    assert np.array_equal(whole, parts) and cut == cut_in_parts == 2

@@ -144,7 +144,7 @@ def test_png_of_the_same_names(tree: Path) -> None:
 def test_without_pydicom_the_cure_is_told(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "pydicom" else real(name, *a))
-    refused("DICOM pictures need pydicom: pip install -c constraints.txt 'fedhpc[dicom]'", *given(tree), "--skip-bad")
+    refused("DICOM pictures need pydicom: pip install -c constraints.txt -e '.[dicom]'", *given(tree), "--skip-bad")
 
 
 def test_bad_rows_are_named_or_dropped(tree: Path) -> None:
