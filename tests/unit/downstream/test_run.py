@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from fedhpc.config.downstream import AnyTask, LinearProbeTask, RetrievalTask, SegmentationTask, TuneConfig
@@ -14,6 +15,7 @@ from fedhpc.data.hdf5 import PackedFile, PackWriter
 from fedhpc.downstream.loading import load_run
 from fedhpc.downstream.rows import Rows
 from fedhpc.downstream.run import evaluate, pick_device, results_table, write_results
+from fedhpc.downstream.scoring import classification_records
 
 from .conftest import Trained
 
@@ -101,3 +103,20 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("auto").type == "cpu"
     with pytest.raises(ValueError, match="device: cuda, but torch sees no GPU"):
         pick_device("cuda")
+
+
+def test_intervals_resample_patients(trained: Trained, boxes: Path) -> None:
+    """Both rows of every patient get the same scores: rows as clusters would give intervals 1/sqrt(2) as wide."""
+    task = LinearProbeTask.model_validate(
+        {"name": "t", "kind": "linear_probe", "label": "side", "data": {"path": boxes}, "bootstrap": 4000}
+    )
+    with PackedFile(boxes) as packed:
+        rows = Rows(load_run(trained("fedavg")), task, packed)
+        places = torch.arange(packed.num_rows)
+        score = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=0)
+        label = torch.arange(60).repeat_interleave(2) % 2
+        record = classification_records(rows, places, [score], label)[0]
+    assert (record.rows, record.patients) == (120, 60)
+    accuracy = record.metrics["accuracy"]
+    expected = 2 * 1.96 * (accuracy.value * (1 - accuracy.value) / 60) ** 0.5
+    assert accuracy.high - accuracy.low == pytest.approx(expected, rel=0.1)
