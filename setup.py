@@ -42,6 +42,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "tensorboard>=2.16",
         "threadpoolctl>=3.5",
         "timm>=1.0",
