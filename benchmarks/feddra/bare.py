@@ -1,5 +1,5 @@
-"""The bare local steps of a FedDRA round: the same model, rows in memory, 20 steps of alignment blocks and heads on frozen
-encoders and 50 steps of everything for each of the five sites. No anchor, no exchange, no losses for weights.
+"""The bare local steps of a FedDRA round: the same model, rows in memory; for each of the five sites 20 steps of
+alignment blocks and heads on frozen encoders and 50 steps of everything. No anchor, no exchange, no losses for weights.
 
     python benchmarks/feddra/bare.py CONFIG PACKED.h5
 """
@@ -28,10 +28,9 @@ from heap import keep_heap
 def steps(model: nn.Module, moving: list[nn.Parameter], count: int, images: Tensor, tokens: Tensor, size: int) -> None:
     """AdamW from fresh moments over shuffled batches that were gathered at once."""
     optimizer = torch.optim.AdamW(moving, lr=1e-3, weight_decay=0.05, fused=True)
-    order = torch.cat(
-        [torch.randperm(len(images))[: len(images) // size * size] for _ in range(count * size // len(images) + 1)]
-    )
-    order = order[: count * size]
+    full = len(images) // size * size
+    epochs = -(-count * size // full)
+    order = torch.cat([torch.randperm(len(images))[:full] for _ in range(epochs)])[: count * size]
     for image, token in zip(images[order].split(size), tokens[order].split(size), strict=True):
         out = model({"image": image, "tokens": token})
         contrastive_loss(out["image"], out["text"], 0.07).backward()

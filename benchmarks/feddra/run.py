@@ -1,4 +1,4 @@
-"""What a FedDRA round costs against the bare local steps that it makes, and against FedAvg: three interleaved repetitions.
+"""What a FedDRA round costs against the bare local steps that it makes, in three interleaved repetitions.
 
     python benchmarks/feddra/run.py [--repetitions 3] [--output benchmarks/results]
 
@@ -63,8 +63,8 @@ def main() -> None:
     lines = [
         f"# FedDRA rounds on {hardware}, {datetime.date.today()}",
         "",
-        f"One rank, {arguments.repetitions} interleaved repetitions, commit {commit[:12]}, load before {load:.2f}, after "
-        f"{os.getloadavg()[0]:.2f}. Median of the rounds after the first; ratios within a repetition.",
+        f"One rank, {arguments.repetitions} interleaved repetitions, commit {commit[:12]}, load before {load:.2f}, "
+        f"after {os.getloadavg()[0]:.2f}. Median of the rounds after the first; ratios within a repetition.",
         "",
         "| | s/round (repetitions) | / bare, median | repetitions |",
         "|---|---|---|---|",
