@@ -43,7 +43,7 @@ from fedhpc.report.shown import SHOWN
 from fedhpc.runtime import Runtime, settle
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
-RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs")
+RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream")
 # May differ between a run and its resumption without changing any result.
 FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
 
