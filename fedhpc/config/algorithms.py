@@ -73,6 +73,9 @@ class DroConfig(Section):
     loss_baseline: Literal["none", "duplicates", "first"] = "none"
     """What is taken off a client's loss, as its level is not only the model's fault. duplicates: what identical
     captions in a batch cost even a perfect model (objective clip only). first: its own loss after its first round."""
+    trim: int = Field(0, ge=0)
+    """This many clients with the highest losses count with the mean of the others: weights then do not follow outliers
+    that nobody can learn (as DORO does with examples: Zhai et al., ICML 2021), nor the hardest clients."""
 
 
 class StageConfig(Section):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from fedhpc.algorithms.feddra import constraint_loss, excess_loss
+from fedhpc.algorithms.feddra import constraint_loss
 from fedhpc.algorithms.objectives import image_text_alignment
+from fedhpc.algorithms.robust import excess_loss, trimmed
 from fedhpc.algorithms.stages import Stages
 from fedhpc.config.algorithms import FedDRAConfig
 from fedhpc.config.checks import check
@@ -99,3 +100,10 @@ def test_duplicates_cost_a_perfect_model_nothing_in_excess() -> None:
     collapsed = {**out, "image": torch.ones(4, 4) / 2, "text": torch.ones(4, 4) / 2}
     expected = 2 * math.log(4) - 2 * 2 * math.log(2) / 4
     assert excess_loss(image_text_alignment)(collapsed, {"tokens": tokens}).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_trimmed_losses_do_not_lead() -> None:
+    losses = torch.tensor([1.0, 9.0, 3.0, 2.0], dtype=torch.float64)
+    assert trimmed(losses, 0) is losses
+    assert trimmed(losses, 1).tolist() == [1.0, 2.0, 3.0, 2.0]
+    assert trimmed(losses, 2).tolist() == [1.0, 1.5, 1.5, 2.0]
