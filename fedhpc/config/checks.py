@@ -146,6 +146,15 @@ def _clients(config: RunConfig) -> Iterator[str]:
                 f"partition.num_clients = {clients} but data.phantom.num_patients = {phantom.num_patients}, "
                 f"and a patient is never cut in two; set data.phantom.num_patients: {10 * clients}, or fewer clients"
             )
+    if isinstance(partition, ColumnPartition) and partition.leave_out:
+        if partition.column != "site":
+            yield f"partition.leave_out names sites, but partition.column = {partition.column}; set column: site"
+        if config.aggregation.local_blocks or isinstance(config.algorithm, LocalConfig):
+            own = "aggregation.local_blocks" if config.aggregation.local_blocks else "algorithm.name = local"
+            yield (
+                f"partition.leave_out = {shown(partition.leave_out)} with {own}: a site that never trains has no "
+                "blocks of its own to be evaluated with; set local_blocks: [], or another algorithm"
+            )
     size = config.cohort.size
     idle = isinstance(config.algorithm, LocalConfig | CentralisedConfig)  # said already
     if clients is not None and size is not None and size > clients and not idle:

@@ -107,6 +107,8 @@ class ColumnPartition(Section):
     kind: Literal["column"]
     column: str = "site"
     """``site`` or a label column."""
+    leave_out: list[str] = Field(default_factory=list)
+    """Sites that take no part in training and are evaluated as unseen ones."""
     min_examples: int = Field(1, ge=1)
     """Refuse a client with fewer training rows."""
 

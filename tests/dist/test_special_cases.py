@@ -102,3 +102,19 @@ def test_a_client_without_rows_for_its_loss_is_named_at_the_start(phantom: str, 
     with pytest.raises(RankFailed, match=r"measures the loss of every client on its val rows.*set loss_split: train"):
         run(SMOKE / "afl.yaml", 1, tmp_path / "run", phantom, "partition={kind: iid, num_clients: 60}")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_site_that_is_left_out_changes_nothing_and_is_evaluated(phantom: str, tmp_path: Path) -> None:
+    out = ("partition.leave_out=[site-c]", "cohort.size=3")
+    one, two = (run(SMOKE / "fedavg.yaml", world, tmp_path / str(world), phantom, *out) for world in (1, 2))
+    assert one["sha256"] == two["sha256"]
+    names = [client["name"] for client in one["clients"]]
+    assert names == ["site-a", "site-b", "site-c (unseen)", "site-d", "site-e"]
+    assert one["clients"][2]["metrics"]["examples"] > 0
+    for name in ("site-a", "site-b"):  # whoever else is left out, the cohorts are others, and so is the model
+        others = run(
+            SMOKE / "fedavg.yaml", 1, tmp_path / name, phantom, f"partition.leave_out=[{name}]", "cohort.size=3"
+        )
+        assert others["sha256"] != one["sha256"]
+    with pytest.raises(RankFailed, match=r"the sites are site-a, .*; name some of these"):
+        run(SMOKE / "fedavg.yaml", 1, tmp_path / "typo", phantom, "partition.leave_out=[site-z]")
