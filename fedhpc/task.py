@@ -25,11 +25,11 @@ from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
 from fedhpc.config.load import dump_config
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, RunConfig
+from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
-from fedhpc.data.select import client_rows, data_spec, label_column, match_groups
+from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
@@ -148,7 +148,7 @@ def build(
         for c in dealt
     }
     evaluated = tuple(records)
-    unseen = unseen_clients(config, sites)
+    unseen = unseen_clients(config, dealt)
     sites |= {c: f"{sites[c]} (unseen)" for c in unseen}
     trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen)
     if config.algorithm.name == "centralised":
@@ -206,20 +206,6 @@ def build(
         locate,
     )
     return run, sites, reporter.close
-
-
-def unseen_clients(config: RunConfig, sites: Mapping[ClientId, str]) -> frozenset[ClientId]:
-    """Clients of the sites in partition.leave_out. Raises ValueError for unknown sites, and when nobody is left."""
-    left_out = config.partition.leave_out if isinstance(config.partition, ColumnPartition) else []
-    if unknown := sorted(set(left_out) - set(sites.values())):
-        raise ValueError(
-            f"partition.leave_out: {', '.join(unknown)}, but the sites are {', '.join(sites.values())}; "
-            "name some of these"
-        )
-    unseen = frozenset(client for client, site in sites.items() if site in left_out)
-    if len(unseen) == len(sites):
-        raise ValueError("partition.leave_out names every site; leave one to train")
-    return unseen
 
 
 def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecord]) -> None:

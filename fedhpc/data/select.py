@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from fedhpc.config.schema import DualEncoderConfig, RunConfig
+from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.partition import ClientRows, partition_file
-from fedhpc.interfaces import DataSpec
+from fedhpc.interfaces import ClientId, DataSpec
 
 
 def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
@@ -46,6 +48,20 @@ def label_column(packed: PackedFile, config: RunConfig) -> str:
 def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
     """The usable rows, dealt to clients by config.partition: the same on every rank. Row numbers are the file's."""
     return partition_file(config.partition, packed, config.random_seed, usable_rows(packed, config))
+
+
+def unseen_clients(config: RunConfig, dealt: Sequence[ClientRows]) -> frozenset[ClientId]:
+    """Clients of the sites in partition.leave_out. Raises ValueError for unknown sites, and when nobody is left."""
+    left_out = config.partition.leave_out if isinstance(config.partition, ColumnPartition) else []
+    sites = [client.site for client in dealt]
+    if unknown := sorted(set(left_out) - set(sites)):
+        raise ValueError(
+            f"partition.leave_out: {', '.join(unknown)}, but the sites are {', '.join(sites)}; name some of these"
+        )
+    unseen = frozenset(client.id for client in dealt if client.site in left_out)
+    if len(unseen) == len(sites):
+        raise ValueError("partition.leave_out names every site; leave one to train")
+    return unseen
 
 
 def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:

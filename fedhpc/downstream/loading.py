@@ -19,7 +19,7 @@ from fedhpc.config.load import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
-from fedhpc.data.select import client_rows, data_spec
+from fedhpc.data.select import client_rows, data_spec, unseen_clients
 from fedhpc.federation.checkpoint import Checkpoints, load_blocks
 from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, DataSpec
 from fedhpc.models.blocks import FlatModel
@@ -77,7 +77,9 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         spec = data_spec(packed, config)
         dealt = client_rows(packed, config)
         site, site_names = packed.read("site"), packed.site_names
-        train_sites = frozenset(site_names[code] for c in dealt for code in set(site[c.train].tolist()))
+        unseen = unseen_clients(config, dealt)
+        trained = [c for c in dealt if c.id not in unseen]
+        train_sites = frozenset(site_names[code] for c in trained for code in set(site[c.train].tolist()))
         path, checksum, tokenizer = packed.path, packed.checksum, packed.tokenizer_json
     torch.manual_seed(derived_seed(config.random_seed, "model"))  # frozen weights are in no checkpoint
     module = build_model(config.model, spec, config.objective).to(device)
