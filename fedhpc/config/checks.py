@@ -107,6 +107,8 @@ def _idle_in_feddra(algorithm: FedDRAConfig, add: Callable[[str, str, str], None
         add("algorithm", "stage1", "with schedule: joint, which has no stage 1")
     if algorithm.mu == 0:
         add("algorithm", "constraint", "with mu: 0")
+    if algorithm.mu == 0 and algorithm.dro is None:
+        add("algorithm", "variant", "with mu: 0 and dro: null, where the released code does nothing else")
     if algorithm.dro is None:
         return
     add("algorithm", "weight", "with dro, whose weights take its place; set dro: null")

@@ -35,6 +35,7 @@ class Arm:
     algorithm: str
     config: Mapping[str, Any]
     runs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # random seed -> results.json
+    folders: list[Path] = field(default_factory=list)
 
     def values(self, metric: str, kind: str) -> dict[int, float]:
         """A metric's mean or worst over clients, by random seed; without those that have none."""
@@ -62,6 +63,11 @@ def read_arms(folders: Sequence[Path]) -> list[Arm]:
         if seed in arm.runs:
             raise ValueError(f"{folder} is the second run of {arm.name} with random_seed {seed}; give one of them")
         arm.runs[seed] = results
+        arm.folders.append(folder)
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        if names.count(arm.name) > 1:  # the same config file under different overrides
+            arm.name = str(arm.folders[0])
     return arms
 
 

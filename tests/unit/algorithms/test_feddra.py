@@ -74,6 +74,7 @@ def test_a_plateau_thaws_the_encoders_for_good() -> None:
         (["algorithm.dro.update=exact"], "algorithm.dro.step_size = 1"),
         (["algorithm.variant=upstream", "algorithm.dro.loss_split=train"], "which fixes it"),
         (["algorithm.schedule=joint", "algorithm.stage2_start=shared"], "algorithm.stage2_start"),
+        (["algorithm={name: feddra, mu: 0, dro: null, variant: upstream}"], "with mu: 0 and dro: null"),
         (["algorithm.dro.loss_baseline=duplicates", "objective={name: siglip}"], "set loss_baseline: first"),
     ],
 )

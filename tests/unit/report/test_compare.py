@@ -65,6 +65,11 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     assert "0.400 / 0.300" in text(comparison(arms))
 
 
+def test_arms_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
+    short, longer = (finished(tmp_path / n, "fedavg", 0, 0.3, rounds=k) for n, k in (("short", 3), ("longer", 9)))
+    assert [arm.name for arm in read_arms([short, longer])] == [str(short), str(longer)]
+
+
 def test_unfinished_and_repeated_runs_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run it to its end first"):
         read_arms([tmp_path])
