@@ -22,8 +22,8 @@ FOLDER = Path(__file__).parent
 CONFIG = FOLDER / "round.yaml"
 ARMS = {
     "feddra": [],
-    "feddra, mu 0": ["algorithm={name: feddra, stage1: {steps: 20}, mu: 0}"],
-    "feddra, mu 0, no dro": ["algorithm={name: feddra, stage1: {steps: 20}, mu: 0, dro: null}"],
+    "feddra_without_anchor": ["algorithm={name: feddra, stage1: {steps: 20}, mu: 0}"],
+    "feddra_stages_only": ["algorithm={name: feddra, stage1: {steps: 20}, mu: 0, dro: null}"],
 }
 
 
@@ -34,7 +34,7 @@ def seconds(arm: str, data: Path, folder: Path) -> list[float]:
         command = [sys.executable, str(FOLDER / "bare.py"), str(CONFIG), str(data)]
         out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
         return [json.loads(line)["seconds"] for line in out.splitlines()]
-    run = folder / arm.replace(" ", "_")
+    run = folder / arm
     command = [sys.executable, "-m", "fedhpc.cli", "run", str(CONFIG), *ARMS[arm], f"data.path={data}"]
     subprocess.run([*command, "--run-dir", str(run), "--fresh"], env=environment, check=True, capture_output=True)
     return [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -43,9 +43,11 @@ def seconds(arm: str, data: Path, folder: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--arms", default=",".join(ARMS), help="beside the bare steps")
     parser.add_argument("--output", type=Path, default=FOLDER.parent / "results")
     arguments = parser.parse_args()
-    contenders = ["bare", *ARMS]
+    arms = arguments.arms.split(",")
+    contenders = ["bare", *arms]
     measured: dict[str, list[list[float]]] = {name: [] for name in contenders}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
@@ -53,11 +55,11 @@ def main() -> None:
         data = folder / "phantom.h5"
         seconds("feddra", data, folder)  # generates the set, and warms the file cache
         for repetition in range(arguments.repetitions):
-            for contender in contenders[repetition % 4 :] + contenders[: repetition % 4]:
+            for contender in contenders[repetition % len(contenders) :] + contenders[: repetition % len(contenders)]:
                 measured[contender].append(seconds(contender, data, folder))
                 print(f"repetition {repetition + 1}  {contender}: {measured[contender][-1]}", flush=True)
     medians = {c: [statistics.median(rounds[1:]) for rounds in runs] for c, runs in measured.items()}
-    ratios = {c: [a / b for a, b in zip(medians[c], medians["bare"], strict=True)] for c in ARMS}
+    ratios = {c: [a / b for a, b in zip(medians[c], medians["bare"], strict=True)] for c in arms}
     hardware = f"{os.cpu_count()}-cores"
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=FOLDER).stdout.strip()
     lines = [
