@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhpc.config.load import dump_config
+from fedhpc.config.schema import ColumnPartition
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.downstream.loading import SHARED, TrainedRun
 
@@ -19,10 +20,12 @@ def model_card(run: TrainedRun, packed: PackedFile, results: Mapping[str, Any] |
     """Markdown. results: results.json of the run, where it is finished."""
     config = run.config
     has_text = hasattr(run.module, "text_encoder")
+    left_out = config.partition.leave_out if isinstance(config.partition, ColumnPartition) else []
+    but = f", and of {', '.join(left_out)}, which took no part in training" if left_out else ""
     parts = [
         f"# {config.name}",
-        f"A {config.model.kind.replace('_', '-')} model trained over {len(run.names)} clients with fedhpc "
-        f"({config.algorithm.name}, {run.rounds_done} of {config.rounds} rounds). Weights: {run.weights}, checkpoint "
+        f"A {config.model.kind.replace('_', '-')} model trained over {len(run.names) - len(left_out)} clients with "
+        f"fedhpc ({config.algorithm.name}, {run.rounds_done} of {config.rounds} rounds). Weights: {run.weights}, checkpoint "
         f"{run.checkpoint.name}.",
         *([GENERATED] if packed.generated else []),
         *(f"Note: {note}." for note in run.notes),
@@ -50,7 +53,7 @@ def model_card(run: TrainedRun, packed: PackedFile, results: Mapping[str, Any] |
         "kind, evaluated anew there.",
         "## Limits",
         "- Not a medical device. Not made for, and not tested for, decisions about patients.\n"
-        "- The numbers above are of the test rows of the same sites that trained it. They say nothing of other "
+        f"- The numbers above are of the test rows of the same sites that trained it{but}. They say nothing of other "
         "hospitals, scanners, populations or wording.\n"
         "- Nobody has looked at how it does for groups of patients (age, sex, origin).\n"
         "- Weights can reveal training data. The run used no differential privacy unless its config below says so.",

@@ -35,7 +35,7 @@ from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.rounds import Run, run_rounds, summary
-from fedhpc.interfaces import Algorithm, ClientId
+from fedhpc.interfaces import Algorithm, ClientId, DataSpec
 from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
@@ -163,6 +163,7 @@ def build(
     stateful = algorithm.stateful or keep_optimizer or bool(config.aggregation.local_blocks)
     # --- the model and its data
     spec = data_spec(packed, config)
+    check_pixels(config, spec)
     torch.manual_seed(derived_seed(config.random_seed, "model"))
     module = build_model(config.model, spec, config.objective)
     engine = Engine(module, build_loss(config), config.fit, device, config.aggregation.local_blocks)
@@ -201,11 +202,23 @@ def build(
         reporter,
         scorer.names,
         evaluated,
+        unseen,
         {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
         lambda: runtime.stop.requested,
         locate,
     )
     return run, sites, reporter.close
+
+
+def check_pixels(config: RunConfig, spec: DataSpec) -> None:
+    """Raises ValueError when means or deviations are given for other channels than the file's."""
+    for key in ("image_mean", "image_std"):
+        given = len(getattr(config.data, key))
+        if given not in (1, spec.image_channels):
+            raise ValueError(
+                f"data.{key} has {given} values, the pictures have {spec.image_channels} channels; give one value, or "
+                "one for each channel"
+            )
 
 
 def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecord]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
+
+from safetensors import SafetensorError
 
 from fedhpc.client.client import DataClient
 from fedhpc.config.schema import RunConfig
@@ -40,6 +43,7 @@ class Run:
     reporter: Reporter
     metric_names: Sequence[str]
     evaluated: Sequence[ClientId]
+    unseen: frozenset[ClientId]  # those of them that take no part in training
     loop_state: Mapping[str, Any]  # goes into every checkpoint
     stop_requested: Callable[[], bool]
     locate: Callable[[str], None]  # tells where we are, for errors
@@ -93,8 +97,9 @@ def evaluate(run: Run, split: Split) -> list[dict[str, float]]:
 
 
 def summary(run: Run, per_client: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and worst over clients of every metric."""
-    return summarise(per_client, run.metric_names)
+    """Mean and worst of every metric over the clients that train (with ``centralised``: over all)."""
+    rows = [row for client, row in zip(run.evaluated, per_client, strict=True) if client not in run.unseen]
+    return summarise(rows, run.metric_names)
 
 
 def _resume(run: Run) -> int:
@@ -102,6 +107,15 @@ def _resume(run: Run) -> int:
     path = run.checkpoints.latest()
     if path is None:
         return 0
+    try:
+        return _load(run, path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({error}); delete that folder to resume from the one before it"
+        ) from error
+
+
+def _load(run: Run, path: Path) -> int:
     loop = run.checkpoints.load_loop(path)
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)

@@ -55,6 +55,9 @@ def read_arms(folders: Sequence[Path]) -> list[Arm]:
         results = json.loads((folder / "results.json").read_text())
         config = yaml.safe_load((folder / "config.yaml").read_text())
         key = _without(_flat(config), SEEDS)
+        data = results.get("data", {})
+        if not data.get("generated"):  # a generated set may be another one for each seed
+            key["data"] = data.get("checksum")
         arm = next((a for a in arms if a.config == key), None)
         if arm is None:
             arm = Arm(results["name"], results["algorithm"], key)
@@ -73,14 +76,20 @@ def read_arms(folders: Sequence[Path]) -> list[Arm]:
 
 def differences(arms: Sequence[Arm]) -> list[str]:
     """Keys besides the algorithm's in which an arm differs from the first: what else a difference may come from."""
-    base = _without(arms[0].config, NOT_THE_METHOD)
     lines = []
     for arm in arms[1:]:
-        other = _without(arm.config, NOT_THE_METHOD)
+        same = arm.algorithm == arms[0].algorithm  # then its keys are what tells the arms apart
+        ignored = [key for key in NOT_THE_METHOD if not (same and key == "algorithm")]
+        base, other = _without(arms[0].config, ignored), _without(arm.config, ignored)
         changed = [k for k in sorted({*base, *other}) if base.get(k) != other.get(k)]
         if changed:
             told = "; ".join(f"{k}: {base.get(k)} / {other.get(k)}" for k in changed)
             lines.append(f"{arm.name} also differs from {arms[0].name} in {told}")
+        if arm.runs.keys() != arms[0].runs.keys():
+            lines.append(
+                f"{arm.name} has random seeds {sorted(arm.runs)}, {arms[0].name} {sorted(arms[0].runs)}: means are "
+                "over each one's own, differences over those that both have (two at least)"
+            )
     return lines
 
 

@@ -111,6 +111,8 @@ def test_a_site_that_is_left_out_changes_nothing_and_is_evaluated(phantom: str, 
     names = [client["name"] for client in one["clients"]]
     assert names == ["site-a", "site-b", "site-c (unseen)", "site-d", "site-e"]
     assert one["clients"][2]["metrics"]["examples"] > 0
+    seen = [client["metrics"]["recall_at_5"] for client in one["clients"] if "unseen" not in client["name"]]
+    assert one["summary"]["recall_at_5"]["mean"] == pytest.approx(sum(seen) / 4), "the unseen site has its own row only"
     for name in ("site-a", "site-b"):  # whoever else is left out, the cohorts are others, and so is the model
         others = run(
             SMOKE / "fedavg.yaml", 1, tmp_path / name, phantom, f"partition.leave_out=[{name}]", "cohort.size=3"
@@ -118,3 +120,19 @@ def test_a_site_that_is_left_out_changes_nothing_and_is_evaluated(phantom: str, 
         assert others["sha256"] != one["sha256"]
     with pytest.raises(RankFailed, match=r"the sites are site-a, .*; name some of these"):
         run(SMOKE / "fedavg.yaml", 1, tmp_path / "typo", phantom, "partition.leave_out=[site-z]")
+
+
+def test_a_damaged_checkpoint_is_named_with_its_cure(phantom: str, tmp_path: Path) -> None:
+    run(SMOKE / "fedavg.yaml", 1, tmp_path, phantom, "rounds=2")
+    broken = tmp_path / "checkpoints" / "round_000002"
+    data = (broken / "shared.safetensors").read_bytes()
+    (broken / "shared.safetensors").write_bytes(data[:100])
+    with pytest.raises(RankFailed, match=r"round_000002 is damaged .*delete that folder"):
+        run(SMOKE / "fedavg.yaml", 1, tmp_path, phantom, "rounds=2")
+    shutil.rmtree(broken)
+    assert run(SMOKE / "fedavg.yaml", 1, tmp_path, phantom, "rounds=2")["rounds"] == 2
+
+
+def test_means_of_other_channels_are_refused(phantom: str, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="data.image_mean has 3 values, the pictures have 1 channels"):
+        run(SMOKE / "fedavg.yaml", 1, tmp_path, phantom, "data.image_mean=[0.5, 0.5, 0.5]")

@@ -19,7 +19,8 @@ def finished(folder: Path, algorithm: str, seed: int, worst: float, **changes: A
     summary = {"recall_at_5": {"mean": worst + 0.1, "worst": worst, "best": 1.0}}
     results = {"name": f"n-{algorithm}", "algorithm": algorithm, "random_seed": seed, "split": "test"}
     (folder / "results.json").write_text(json.dumps({**results, "summary": summary}))
-    config = {"name": f"n-{algorithm}", "random_seed": seed, "rounds": 3, "algorithm": {"name": algorithm}, **changes}
+    section = {"name": algorithm, **({"mu": changes.pop("mu")} if "mu" in changes else {})}
+    config = {"name": f"n-{algorithm}", "random_seed": seed, "rounds": 3, "algorithm": section, **changes}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -56,7 +57,9 @@ def test_differences_are_taken_seed_by_seed(runs: list[Path]) -> None:
 def test_what_else_differs_is_told(runs: list[Path], tmp_path: Path) -> None:
     longer = finished(tmp_path / "longer", "scaffold", 0, 0.5, rounds=9)
     arms = read_arms([*runs, longer])
-    assert differences(arms) == ["n-scaffold also differs from n-fedavg in rounds: 3 / 9"]
+    also, seeds = differences(arms)
+    assert also == "n-scaffold also differs from n-fedavg in rounds: 3 / 9"
+    assert seeds.startswith("n-scaffold has random seeds [0], n-fedavg [0, 1, 2]")
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
@@ -68,6 +71,23 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 def test_arms_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
     short, longer = (finished(tmp_path / n, "fedavg", 0, 0.3, rounds=k) for n, k in (("short", 3), ("longer", 9)))
     assert [arm.name for arm in read_arms([short, longer])] == [str(short), str(longer)]
+
+
+def test_runs_on_other_data_are_another_arm(tmp_path: Path) -> None:
+    first, second = finished(tmp_path / "a", "fedavg", 0, 0.3), finished(tmp_path / "b", "fedavg", 1, 0.4)
+    for folder, checksum in ((first, "x"), (second, "y")):
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "results.json").write_text(
+            json.dumps({**results, "data": {"checksum": checksum, "generated": False}})
+        )
+    arms = read_arms([first, second])
+    assert len(arms) == 2
+    assert "data: x / y" in differences(arms)[0]
+
+
+def test_other_keys_of_one_algorithm_are_told(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / str(mu), "fedprox", 0, 0.3, mu=mu) for mu in (1, 2)]
+    assert "algorithm.mu: 1 / 2" in differences(read_arms(runs))[0]
 
 
 def test_unfinished_and_repeated_runs_are_refused(runs: list[Path], tmp_path: Path) -> None:
