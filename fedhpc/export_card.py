@@ -25,8 +25,8 @@ def model_card(run: TrainedRun, packed: PackedFile, results: Mapping[str, Any] |
     parts = [
         f"# {config.name}",
         f"A {config.model.kind.replace('_', '-')} model trained over {len(run.names) - len(left_out)} clients with "
-        f"fedhpc ({config.algorithm.name}, {run.rounds_done} of {config.rounds} rounds). Weights: {run.weights}, checkpoint "
-        f"{run.checkpoint.name}.",
+        f"fedhpc ({config.algorithm.name}, {run.rounds_done} of {config.rounds} rounds). Weights: {run.weights}, "
+        f"checkpoint {run.checkpoint.name}.",
         *([GENERATED] if packed.generated else []),
         *(f"Note: {note}." for note in run.notes),
         "## Files and how to load them",
