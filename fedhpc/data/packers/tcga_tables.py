@@ -149,6 +149,13 @@ def _chosen_columns(header: Sequence[str], dropped: Dropped | None = None) -> di
     return {patient: place + 1 for patient, place in _chosen(header[1:], dropped).items()}
 
 
+def _some_chosen(path: Path, chosen: dict[str, int]) -> dict[str, int]:
+    if not chosen:
+        raise ValueError(f"{path} has no sample of a primary tumour (barcodes ending in -01A and so on): give the table "
+                         "of tumours")  # fmt: skip
+    return chosen
+
+
 def _id_column(path: Path, cells: Sequence[str]) -> int:
     """The column of barcodes, from the first row; one with whole patients before one with samples."""
     places = [k for k, cell in enumerate(cells) if _BARCODE.match(cell.strip())]
@@ -161,7 +168,7 @@ def _id_column(path: Path, cells: Sequence[str]) -> int:
 def _numbers_across(
     path: Path, header: Sequence[str], lines: Iterator[list[str]], dropped: Dropped, keep: Collection[str] | None
 ) -> Modality:
-    places = _chosen_columns(header, dropped)
+    places = _some_chosen(path, _chosen_columns(header, dropped))
     take = list(places.values())
     columns: dict[str, np.ndarray] = {}
     for number, cells in _rows(path, header, lines):
@@ -183,10 +190,10 @@ def _numbers_down(
     path: Path, header: Sequence[str], lines: Iterator[list[str]], dropped: Dropped, keep: Collection[str] | None
 ) -> Modality:
     rows = _rows(path, header, lines)
-    number, cells = next(rows, (0, None))
-    if cells is None:
+    first = next(rows, None)
+    if first is None:
         raise ValueError(f"{path} has no rows below its header")
-    at = _id_column(path, cells)
+    at = _id_column(path, first[1])
     take = [
         k for k, name in enumerate(header) if k != at and name.lower() not in _INDEX and (keep is None or name in keep)
     ]
@@ -197,11 +204,11 @@ def _numbers_down(
         raise ValueError(f"{path} has no columns of numbers{_kept(keep)}")
     barcodes: list[str] = []
     values: list[np.ndarray] = []  # not text: 20,000 genes of 1,000 patients would take a gigabyte
-    for number, cells in itertools.chain([(number, cells)], rows):
+    for number, cells in itertools.chain([first], rows):
         barcodes.append(cells[at].strip())
         _patient(barcodes[-1], path)
         values.append(_floats([cells[k] for k in take], f"{path}, line {number}"))
-    chosen = _chosen(barcodes, dropped)
+    chosen = _some_chosen(path, _chosen(barcodes, dropped))
     return Modality(list(chosen), [header[k] for k in take], np.stack([values[k] for k in chosen.values()]))
 
 
