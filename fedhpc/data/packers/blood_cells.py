@@ -96,6 +96,14 @@ class CentrePictures:
         header = f"P6 {image.shape[1]} {image.shape[0]} 255\n"  # PPM: no time is lost on compression
         return header.encode() + image.tobytes()
 
+    def stamp(self, key: str | int, row: Row) -> str:
+        """Another text when the picture or its crop has changed."""
+        try:
+            status = (self.root / str(key)).stat()
+        except OSError:
+            return "missing"
+        return f"{self.crop} {status.st_size} {status.st_mtime_ns}"
+
 
 def pack_blood_cells(
     name: str, folder: Path, out: Path, options: Options, *, crop: int = 288, keep_unknown: bool = False,

@@ -10,11 +10,14 @@ import typer
 from fedhpc.data.packers.cli_shared import (
     Folder,
     Limit,
+    MaxTokens,
     Out,
     Overwrite,
     Pixels,
     Seed,
     SkipBad,
+    Tokenizer,
+    VocabSize,
     command_line,
     done,
     fractions_of,
@@ -22,7 +25,7 @@ from fedhpc.data.packers.cli_shared import (
 )
 
 if TYPE_CHECKING:
-    from fedhpc.data.packers.official import Options
+    from fedhpc.data.packers.official import Options, TextOptions
 
 Resize = Annotated[int | None, typer.Option("--image-size", help="Letterbox to N x N px; default: as it is.", min=8)]
 Crop = Annotated[int, typer.Option(help="px of the centre that is kept before resizing; 0: all.", min=0)]
@@ -30,6 +33,16 @@ KeepUnknown = Annotated[
     bool, typer.Option("--keep-unknown", help="Also pack classes that are none of the 13; cell_type is missing.")
 ]
 ValFraction = Annotated[float, typer.Option(help="Of the training rows, drawn by hash, that become val.")]
+Captions = Annotated[
+    Path | None, typer.Option(help="Folder of the captions; default: text_c10 or text beside the pictures.")
+]
+Caption = Annotated[
+    str, typer.Option(help="Which caption is a row's text: a number from 1, or joined. All are kept beside it.")
+]
+NoText = Annotated[bool, typer.Option("--no-text", help="Pack pictures and labels without captions.")]
+OwnSplit = Annotated[
+    str | None, typer.Option("--split", help="Fractions train,val,test, drawn by a hash, instead of the official.")
+]
 Split = Annotated[str, typer.Option(help="Fractions train,val,test, drawn by a hash of the patient.")]
 
 
@@ -37,7 +50,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, command in (
         ("bccd-cells", bccd_cells), ("int-20", int_20), ("matek-19", matek_19), ("cifar", cifar),
-        ("medmnist", medmnist),
+        ("medmnist", medmnist), ("cub-200", cub_200), ("flowers-102", flowers_102),
     ):  # fmt: skip
         app.command(name)(command)
 
@@ -149,6 +162,95 @@ def medmnist(
         from fedhpc.data.packers.medmnist import pack_medmnist
 
         done(pack_medmnist(file, out, _options(image_size, limit, False, overwrite)))
+
+
+def cub_200(
+    folder: Folder,
+    out: Out,
+    captions: Captions = None,
+    caption: Caption = "1",
+    no_text: NoText = False,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Of the training pictures, drawn by hash, that become val; default 0.1.")
+    ] = None,
+    split: OwnSplit = None,
+    image_size: Pixels = 256,
+    vocab_size: VocabSize = 4000,
+    max_tokens: MaxTokens = 48,
+    tokenizer: Tokenizer = None,
+    random_seed: Seed = 0,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """CUB-200-2011: 200 species of birds (RGB), ten captions a picture (Reed et al.).
+
+    FOLDER: CUB_200_2011 with images.txt, classes.txt, image_class_labels.txt,
+    train_test_split.txt and images/, or the folder above it.
+
+    Captions: text_c10/001.Black_footed_Albatross/<picture>.txt of cvpr2016_cub,
+    a caption a line; in FOLDER, beside CUB_200_2011, or by --captions.
+    """
+    with user_errors():
+        from fedhpc.data.packers.captions import choice_of
+        from fedhpc.data.packers.cub import pack_cub
+
+        if split is not None and val_fraction is not None:
+            raise ValueError("--split and --val-fraction are both set: choose one")
+        done(pack_cub(
+            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed),
+            _text(no_text, captions, caption, vocab_size, max_tokens, tokenizer), captions=captions,
+            caption=choice_of(caption), val_fraction=0.1 if val_fraction is None else val_fraction,
+            split=fractions_of(split),
+        ))  # fmt: skip
+
+
+def flowers_102(
+    folder: Folder,
+    out: Out,
+    captions: Captions = None,
+    caption: Caption = "1",
+    no_text: NoText = False,
+    split: OwnSplit = None,
+    image_size: Pixels = 256,
+    vocab_size: VocabSize = 4000,
+    max_tokens: MaxTokens = 48,
+    tokenizer: Tokenizer = None,
+    random_seed: Seed = 0,
+    limit: Limit = None,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Oxford 102 Flowers (RGB), ten captions a picture (Reed et al.), official split.
+
+    FOLDER: jpg/image_00001.jpg and so on, imagelabels.mat and setid.mat (or the
+    folder above flowers-102, as torchvision unpacks it).
+
+    Captions: text_c10/class_00001/image_06734.txt of cvpr2016_flowers, a caption
+    a line; in FOLDER, beside it, or by --captions.
+    """
+    with user_errors():
+        from fedhpc.data.packers.captions import choice_of
+        from fedhpc.data.packers.flowers import pack_flowers
+
+        done(pack_flowers(
+            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed),
+            _text(no_text, captions, caption, vocab_size, max_tokens, tokenizer), captions=captions,
+            caption=choice_of(caption), split=fractions_of(split),
+        ))  # fmt: skip
+
+
+def _text(
+    no_text: bool, captions: Path | None, caption: str, vocab_size: int, max_tokens: int, tokenizer: str | None
+) -> TextOptions | None:
+    from fedhpc.data.packers.official import TextOptions
+
+    if not no_text:
+        return TextOptions(vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer)
+    for option, given in (("captions", captions), ("tokenizer", tokenizer), ("caption", caption != "1")):
+        if given:
+            raise ValueError(f"--{option} has no effect with --no-text")
+    return None
 
 
 def _options(

@@ -151,8 +151,8 @@ def _chosen_columns(header: Sequence[str], dropped: Dropped | None = None) -> di
 
 def _some_chosen(path: Path, chosen: dict[str, int]) -> dict[str, int]:
     if not chosen:
-        raise ValueError(f"{path} has no sample of a primary tumour (barcodes ending in -01A and so on): give the table "
-                         "of tumours")  # fmt: skip
+        raise ValueError(f"{path} has no sample of a primary tumour (barcodes ending in -01A and so on): give the "
+                         "table of tumours")  # fmt: skip
     return chosen
 
 
