@@ -63,10 +63,10 @@ def pack_cub(
     rows = converted(thin(rows, options.limit), convert, skipped)
     if not rows:
         raise ValueError(f"{root}: every row was dropped ({dict(skipped.counts)}); nothing is left to pack")
+    note = split_note(split, val_fraction, options.random_seed) + (caption_note(caption) if text else "")
     plan = TablePlan(
         table=root / "images.txt", out=out, name="cub-200", source=f"{_SOURCE}{f'; {_CAPTIONS}' if text else ''}",
-        licence=_LICENCE, version="2011", note=split_note(split, val_fraction, options.random_seed) + (caption_note(caption) if text else ""),
-        channels=3,
+        licence=_LICENCE, version="2011", note=note, channels=3,
         image_column="path", image_root=root / "images", labels=("species",), classes={"species": classes},
         id_column="path", split_column="split", captions_column="captions" if text else None, **options.plan(),
         **(text.plan("caption") if text else {}),
