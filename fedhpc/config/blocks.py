@@ -45,11 +45,11 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
 def unmatched_local_blocks(config: RunConfig) -> Iterator[str]:
     """A line for each entry of `aggregation.local_blocks` that cannot match anything, whatever the encoders are."""
     blocks = trained_blocks(config)
-    image = config.model.image.name
+    name = config.model.image.name
     for pattern in config.aggregation.local_blocks:
         if pattern in NORM_WORDS:
-            if isinstance(config.model, ClassifierConfig) and image in CNNS:
-                yield f"aggregation.local_blocks: {pattern}, but model.image.name = {image} has no such layer; remove it"
+            if isinstance(config.model, ClassifierConfig) and name in CNNS:
+                yield f"aggregation.local_blocks: {pattern}, but model.image.name = {name} has no such layer; remove it"
         elif not _may_match(pattern, blocks):
             idle = sorted(set(block_prefixes(config.model)) - set(blocks))
             meant = closest(pattern, [*NORM_WORDS, *blocks])
