@@ -229,11 +229,13 @@ def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecor
     counts = [(record, len(record.rows.of(split))) for record in trainers]
     short = [f"client {record.id} ({record.site}) has {rows}" for record, rows in counts if rows < 2]
     if short:
-        other = "" if split == "train" else "loss_split: train in the algorithm's section, or "
+        other = "" if split == "train" else "set loss_split: train in the algorithm's section, "
+        sites = ", ".join(record.site for record, rows in counts if rows < 2)
         raise ValueError(
             f"algorithm.name: {name} measures the loss of every client on its {split} rows, 2 at least, but "
             f"{', '.join(short[:5])}{f' and {len(short) - 5} more' if len(short) > 5 else ''}; "
-            f"set {other}a partition of fewer, larger clients"
+            f"{other}set a partition of fewer, larger clients, or - where clients are sites - "
+            f"partition.leave_out: [{sites}]"
         )
 
 

@@ -30,10 +30,14 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. `problems` has one line for each thing to put right."""
+    """A config that cannot be run. `problems` has one line for each thing to put right.
 
-    def __init__(self, source: str, problems: Iterable[str]) -> None:
+    config: as it would be without them, for further checks; None where nothing can stand in for a wrong key.
+    """
+
+    def __init__(self, source: str, problems: Iterable[str], config: RunConfig | None = None) -> None:
         self.source = source
+        self.config = config
         self.problems = tuple(dict.fromkeys(problems))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{source}: {count}", *self.problems]))
@@ -51,7 +55,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     config, found = _validate(data, _switches(before, data, keys), RunConfig, _check_run)
     problems += found
     if problems or config is None:
-        raise ConfigError(str(path), problems)
+        raise ConfigError(str(path), problems, config)
     return config
 
 
