@@ -141,19 +141,19 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
-    metric: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Only this, as R@5 or recall_at_5; may be repeated.")] = None,
 ) -> None:
     """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
     from rich.console import Console
 
-    from fedhpc.report.compare import comparison, differences, paired, read_arms
+    from fedhpc.report.compare import comparison, differences, paired, read_arms, unseen
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
     try:
         arms = read_arms(runs)
-        tables = [comparison(arms, metric or ()), paired(arms, metric or ())]
+        tables = [table(arms, metric or ()) for table in (comparison, paired, unseen)]
     except ValueError as error:
         raise fail(str(error)) from error
     for table in tables:

@@ -39,7 +39,7 @@ from fedhpc.interfaces import Algorithm, ClientId, DataSpec
 from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
-from fedhpc.report.shown import SHOWN
+from fedhpc.report.shown import SHOWN, UNSEEN
 from fedhpc.runtime import Runtime, settle
 
 RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
@@ -149,7 +149,7 @@ def build(
     }
     evaluated = tuple(records)
     unseen = unseen_clients(config, dealt)
-    sites |= {c: f"{sites[c]} (unseen)" for c in unseen}
+    sites |= {c: f"{sites[c]}{UNSEEN}" for c in unseen}
     trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen)
     if config.algorithm.name == "centralised":
         everything = torch.cat([records[c].rows.train for c in trainers]).sort().values
