@@ -151,7 +151,8 @@ def _idle(config: RunConfig, keys: IdleKeys) -> Iterator[str]:
         value = getattr(section, key)
         is_off = value is None or value is False or value in ([], {})  # says what holds anyway
         if key in section.model_fields_set and not is_off:
-            given = shown(list(value) if isinstance(value, tuple) else value)
+            plain = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            given = shown(list(plain) if isinstance(plain, tuple) else plain)
             yield f"{dotted} = {given}: has no effect {why}; remove it"
 
 

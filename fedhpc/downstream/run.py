@@ -119,7 +119,7 @@ def _seen(rows: Rows, task: AnyTask) -> list[str]:
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> Path:
-    """RUN/downstream/NAME.json, of a client's own model NAME@ID-CLIENT.json. All or nothing; replaces an earlier one."""
+    """RUN/downstream/NAME.json, or NAME@ID-CLIENT.json of a client's own model; all or nothing, over an earlier one."""
     client = results["run"]["client"]
     own = "" if client is None else f"@{client['id']}-{re.sub(r'[^A-Za-z0-9._-]', '_', client['name'])}"
     path = folder / "downstream" / f"{results['name']}{own}.json"

@@ -13,6 +13,9 @@ from fedhpc.config.schema import MeshConfig
 from .conftest import CLASSIFIER, Load, Problems
 
 
+FEDDRA = "algorithm={name: feddra, stage1: {steps: 1}%s}"
+
+
 def test_a_sound_config_has_no_problem(load: Load) -> None:
     assert check(load(), world_size=2) == []
     assert check(load(CLASSIFIER, "data.label=finding"), world_size=1) == []
@@ -141,6 +144,7 @@ def test_conflict(problems: Problems, overrides: list[str], line: str) -> None:
             [CLASSIFIER, "data.label=x", "model.image.options={depth: 2}"],
             'model.image.options = {"depth": 2}: has no effect with name: cnn_tiny',
         ),
+        ([FEDDRA % ", schedule: joint"], 'algorithm.stage1 = {"steps": 1}: has no effect with schedule: joint'),
         (["evaluation.split=test"], 'evaluation.split = "test": has no effect without evaluation.every'),
     ],
 )
@@ -179,9 +183,6 @@ def test_null_and_empty_are_not_taken_as_set(problems: Problems) -> None:
 )
 def test_allowed(problems: Problems, overrides: list[str]) -> None:
     assert problems(*overrides) == []
-
-
-FEDDRA = "algorithm={name: feddra, stage1: {steps: 1}%s}"
 
 
 @pytest.mark.parametrize(

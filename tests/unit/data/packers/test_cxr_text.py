@@ -109,7 +109,7 @@ def test_both_folders_in_one_file(tree: Path) -> None:
 def test_sites_that_robust_weights_would_refuse_are_named(tree: Path) -> None:
     result = pack(*given(tree))
     for part in (
-        "sites with fewer than 2 training or validation rows: ", "literature (1 train, 0 val, 1 test)",
+        "sites with fewer than 2 training or validation rows: ", "literature (2 train, 0 val, 0 test)",
         "set partition.leave_out: [", "or pack again with --hospitals-only",
     ):  # fmt: skip
         assert part in result.output, result.output
