@@ -168,7 +168,7 @@ def unseen(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table | None:
     """A row for each arm and site that it left out of training (`partition.leave_out`), which no mean holds; behind the
     first arm that left the site out, with the difference from that arm. None where every site trains."""
     shown = _headings(arms, metrics)
-    table = Table(title="sites left out of training: in no mean above; below a value, less the first run with that site")
+    table = Table(title="sites left out of training: in no mean above; below, less the first run with that site")
     table.add_column("site")
     table.add_column("run")
     table.add_column("seeds", justify="right")

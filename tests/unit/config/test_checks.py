@@ -12,7 +12,6 @@ from fedhpc.config.schema import MeshConfig
 
 from .conftest import CLASSIFIER, Load, Problems
 
-
 FEDDRA = "algorithm={name: feddra, stage1: {steps: 1}%s}"
 
 
