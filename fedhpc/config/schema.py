@@ -38,7 +38,6 @@ class PhantomConfig(Section):
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
 
-
     @model_validator(mode="after")
     def _sites_suffice(self) -> PhantomConfig:
         if self.hard_sites + self.noise_sites > self.num_sites:
@@ -199,14 +198,6 @@ class OptimizerConfig(Section):
     keep_state: bool | None = None
     """Carry moments from round to round in client state. Default: only where a client never receives new weights
     (`local`, `centralised`)."""
-
-    @model_validator(mode="after")
-    def _no_idle_keys(self) -> OptimizerConfig:
-        given = self.model_fields_set
-        idle = given & ({"betas", "eps"} if self.name == "sgd" else {"momentum"})
-        if idle:
-            raise ValueError(f"{', '.join(sorted(idle))} has no effect with name: {self.name}; remove it")
-        return self
 
 
 class FitConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+UNSEEN = " (unseen)"  # ends the name of a client whose site took no part in training
 SHOWN: Mapping[str, Mapping[str, str]] = {
     "dual_encoder": {
         "in_batch_top_1": "top-1",
