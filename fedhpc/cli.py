@@ -1,4 +1,4 @@
-"""The command line: fedhpc run | check | pack | describe | report.
+"""The command line: fedhpc run | check | pack | describe | report | evaluate | export, and those of cli_*.py.
 
 Heavy imports happen inside the commands: `fedhpc check` answers without torch.
 """
@@ -12,10 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from fedhpc import cli_launch
+from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
-
-EXIT_USER_ERROR = 2
-LOG_WIDTH = 200  # a table that goes into a file is not cut
 
 app = typer.Typer(
     name="fedhpc",
@@ -25,18 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(pack_app, name="pack")
-
-Config = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to it: dotted.key=value, such as algorithm.mu=0.1", show_default=False),
-]
-
-
-def fail(text: str, code: int = EXIT_USER_ERROR) -> typer.Exit:
-    """Print an error without a traceback; raise what comes back."""
-    typer.secho(f"fedhpc: {text}", fg=typer.colors.RED, err=True)
-    return typer.Exit(code)
+cli_launch.register(app)
 
 
 @app.command()
@@ -46,7 +34,7 @@ def check(
     ranks: Annotated[int | None, typer.Option(help="Also check against this many ranks.")] = None,
 ) -> None:
     """Validate a config: all mistakes at once, and what to do about each."""
-    resolved = _load(config, overrides, ranks)
+    resolved = load_run(config, overrides, ranks)
     typer.echo(f"{config}: ok ({resolved.algorithm.name}, {resolved.rounds} rounds, {resolved.model.kind})")
 
 
@@ -66,6 +54,7 @@ def run(
     Alone, under torchrun, or with --ranks N. Exit codes: 0 done, 2 a mistake of yours, 70 a rank was lost,
     75 stopped at a checkpoint (run the same command again).
     """
+    from fedhpc.run_folder import delete_run
     from fedhpc.runtime import read_launch
 
     try:
@@ -75,12 +64,12 @@ def run(
     world = launch.world if ranks is None else ranks
     if ranks is not None and launch.world > 1:
         raise fail(f"--ranks {ranks} inside a job of {launch.world} ranks; leave --ranks out under {launch.launcher}")
-    resolved = _load(config, overrides, world)
+    resolved = load_run(config, overrides, world)
     folder = run_dir or Path("runs") / resolved.name
     if fresh:
         if launch.world > 1:
             raise fail("--fresh would race between ranks; delete the run folder before starting the job")
-        _delete_run(folder)
+        delete_run(folder)
     if ranks is not None and ranks > 1:
         from fedhpc.spawn import spawn_ranks
 
@@ -105,7 +94,7 @@ def describe(
     from fedhpc.data.describe import describe as describe_file
 
     try:
-        tables = describe_file(file, _load(config, overrides, None, files=False) if config else None, verify=verify)
+        tables = describe_file(file, load_run(config, overrides, None, files=False) if config else None, verify=verify)
     except (ValueError, OSError) as error:
         raise fail(str(error)) from error
     Console().print(tables)
@@ -140,13 +129,9 @@ def report(
     metric: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
 ) -> None:
     """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
-    from rich.console import Console
-
     from fedhpc.report.compare import comparison, differences, paired, read_arms
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
+    console = wide_console()
     try:
         arms = read_arms(runs)
         tables = [comparison(arms, metric or ()), paired(arms, metric or ())]
@@ -173,32 +158,6 @@ def export(
     except (ValueError, OSError) as error:
         raise fail(str(error)) from error
     typer.echo(f"written to {to}; begin with {to / 'README.md'}")
-
-
-def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True) -> Any:
-    from fedhpc.config.checks import check as check_config
-    from fedhpc.config.checks import check_files
-    from fedhpc.config.load import ConfigError, load_config
-
-    try:
-        resolved = load_config(config, overrides or [])
-        problems = [*check_config(resolved, world), *(check_files(resolved) if files else [])]
-        if problems:
-            raise ConfigError(str(config), problems)
-    except (ConfigError, OSError) as error:
-        raise fail(str(error)) from error
-    return resolved
-
-
-def _delete_run(folder: Path) -> None:
-    import shutil
-
-    from fedhpc.task import RUN_FILES, RUN_FOLDERS
-
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int) -> None:

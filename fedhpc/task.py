@@ -7,13 +7,12 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import fedhpc
 from fedhpc.algorithms.objectives import build_loss
@@ -40,12 +39,8 @@ from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN
+from fedhpc.run_folder import refuse_other_config
 from fedhpc.runtime import Runtime, settle
-
-RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
-RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream")
-# May differ between a run and its resumption without changing any result.
-FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
 
 
 @dataclass(frozen=True)
@@ -257,29 +252,7 @@ def _open_run_dir(task: RunTask, runtime: Runtime) -> Any:
         raise ValueError(f"another process is running in {folder}; wait for it, or set another --run-dir") from error
     except OSError:  # a file system without locks: nothing to compare with
         print(f"fedhpc: {folder} has no file locks, so two runs in it at once would not be noticed", file=sys.stderr)
-    stored = folder / "config.yaml"
-    if stored.exists() and (folder / "checkpoints").exists():
-        changes = changed_keys(yaml.safe_load(stored.read_text()), yaml.safe_load(dump_config(task.config)))
-        if changes and not task.accept_changes:
-            raise ValueError(
-                f"{folder} holds a run with another config: "
-                + "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changes.items())
-                + ". Use another --run-dir, start anew with --fresh, or resume all the same with --accept-changes"
-            )
-    stored.write_text(dump_config(task.config))
+    if not task.accept_changes:
+        refuse_other_config(folder, task.config)
+    (folder / "config.yaml").write_text(dump_config(task.config))
     return lock
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new), for keys that could change the result of a resumed run."""
-    changes: dict[str, tuple[Any, Any]] = {}
-    for key in sorted({*old, *new}):
-        dotted = prefix + key
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changes |= changed_keys(a, b, dotted + ".")
-        elif a != b and not any(
-            dotted == free or (free.endswith(".") and dotted.startswith(free)) for free in FREE_KEYS
-        ):
-            changes[dotted] = (a, b)
-    return changes

@@ -24,11 +24,17 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "report": frozenset({"interfaces", "config", "metrics"}),
     "spawn": frozenset({"runtime"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
-    "task": BELOW_FEDERATION | {"runtime", "report", "federation"},
+    "run_folder": frozenset({"config"}),
+    "task": BELOW_FEDERATION | {"runtime", "report", "run_folder", "federation"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "export_card": frozenset({"config", "data", "downstream"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
-    "cli": BELOW_FEDERATION | {"runtime", "report", "spawn", "federation", "task", "downstream", "export", "__init__"},
+    "launching": frozenset({"config", "report", "run_folder", "runtime", "federation", "comm", "task"}),
+    "cli_shared": frozenset({"config"}),
+    "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "cli": BELOW_FEDERATION
+    | {"runtime", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
+    | {"cli_shared", "cli_launch"},
     "__main__": frozenset({"cli"}),
 }
 
