@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedhpc import cli_launch
+from fedhpc import cli_launch, cli_machine
 from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(pack_app, name="pack")
 cli_launch.register(app)
+cli_machine.register(app, pack_app)
 
 
 @app.command()

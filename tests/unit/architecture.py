@@ -32,9 +32,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "launching": frozenset({"config", "report", "run_folder", "runtime", "federation", "comm", "task"}),
     "cli_shared": frozenset({"config"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {"runtime", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
-    | {"cli_shared", "cli_launch"},
+    | {"cli_shared", "cli_launch", "cli_machine"},
     "__main__": frozenset({"cli"}),
 }
 
