@@ -8,13 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedhpc import cli_launch, cli_machine
 from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
+
+if TYPE_CHECKING:
+    from fedhpc.runtime import Stop
 
 app = typer.Typer(
     name="fedhpc",
@@ -56,8 +59,9 @@ def run(
     75 stopped at a checkpoint (run the same command again).
     """
     from fedhpc.run_folder import delete_run
-    from fedhpc.runtime import read_launch
+    from fedhpc.runtime import Stop, limit_threads, read_launch, warn_if_alone
 
+    stop = Stop()  # before anything that takes time: a signal is not lost
     try:
         launch = read_launch()
     except ValueError as error:
@@ -78,8 +82,11 @@ def run(
         command += ["--accept-changes"] if accept_changes else []
         threads = resolved.runtime.threads_per_rank
         patience = min(resolved.runtime.timeout_s, 10.0)
-        raise typer.Exit(spawn_ranks(command, ranks, folder / "logs", threads, patience))
-    _play(resolved, folder, accept_changes, launch.rank, launch.world)
+        raise typer.Exit(spawn_ranks(command, ranks, folder / "logs", threads, patience, stop))
+    if ranks is None:
+        warn_if_alone(launch)
+    limit_threads(resolved.runtime.threads_per_rank)
+    _play(resolved, folder, accept_changes, launch.rank, launch.world, stop)
 
 
 @app.command()
@@ -161,19 +168,18 @@ def export(
     typer.echo(f"written to {to}; begin with {to / 'README.md'}")
 
 
-def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int) -> None:
+def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int, stop: Stop) -> None:
     from fedhpc.comm.collectives import RankLost
-    from fedhpc.comm.liveness import EXIT_RANK_LOST
-    from fedhpc.federation.rounds import Preempted
-    from fedhpc.runtime import EXIT_PREEMPTED, leave
+    from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
+    from fedhpc.runtime import Preempted, leave
     from fedhpc.task import RunTask
 
     name = f"rank {rank}: " if world > 1 else ""
     end: Callable[[str, int], None] = lambda text, code: leave(code, f"fedhpc: {name}{text}")  # noqa: E731
     try:
-        results = RunTask(resolved, folder, accept_changes)()
-    except Preempted as stop:
-        end(str(stop), EXIT_PREEMPTED)
+        results = RunTask(resolved, folder, accept_changes)(stop)
+    except Preempted as error:
+        end(str(error), EXIT_PREEMPTED)
     except RankLost as error:
         end(str(error), EXIT_RANK_LOST)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -16,7 +16,15 @@ LAUNCHES = "launches.jsonl"  # what was submitted, started, ended and queued aga
 RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json", LAUNCHES)
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream", "slurm")
 # May differ between a run and its resumption without changing any result.
-FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
+FREE_KEYS = (
+    "name",
+    "runtime.timeout_s",
+    "runtime.time_margin_s",
+    "checkpoint.",
+    "report.",
+    "evaluation.every",
+    "evaluation.split",
+)
 
 
 def is_free(dotted: str) -> bool:

@@ -40,7 +40,7 @@ from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN
 from fedhpc.run_folder import refuse_other_config
-from fedhpc.runtime import Runtime, settle
+from fedhpc.runtime import Runtime, Stop, settle
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,18 @@ class RunTask:
     run_dir: Path
     accept_changes: bool = False
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self, stop: Stop | None = None) -> dict[str, Any]:
         """Play this process's rank. Returns the results, the same on every rank.
+
+        Args:
+            stop: made earlier, so that a signal since then is not lost.
 
         Raises:
             ValueError: config, data and ranks do not fit together.
             Preempted: asked to stop; a checkpoint is written.
             RankLost: another rank died; its number is in the message.
         """
-        with Runtime.start(self.config.runtime, self.config.mesh) as runtime:
+        with Runtime.start(self.config.runtime, self.config.mesh, self.run_dir, stop) as runtime:
             lock = _open_run_dir(self, runtime) if runtime.is_first else None
             try:
                 return self._play(runtime)
@@ -74,6 +77,12 @@ class RunTask:
             finally:
                 if lock is not None:
                     lock.close()
+
+    def checkpoint(self) -> Any:
+        """What submitit asks when it queues a job again: the same run, which goes on from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
     def _play(self, runtime: Runtime) -> dict[str, Any]:
         config = self.config
@@ -199,7 +208,7 @@ def build(
         evaluated,
         unseen,
         {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
-        lambda: runtime.stop.requested,
+        runtime.must_stop,
         locate,
     )
     return run, sites, reporter.close
