@@ -83,6 +83,13 @@ def crew_of(ranks: int | None) -> Crew:
     return _JOB.crew
 
 
+def alone() -> None:
+    """For sets that one process packs. Raises ValueError inside a job of several ranks: each would write the file."""
+    if _JOB.world > 1:
+        raise ValueError(f"this job has {_JOB.world} ranks, but one process packs this set: start it without mpirun "
+                         "or srun")  # fmt: skip
+
+
 def _fail_together(message: str) -> None:
     """Under MPI every rank may have the same complaint, or one alone: rank 0 says what all have to say."""
     crew = _JOB.crew
