@@ -69,6 +69,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.15",
+            "submitit>=1.5",
             "types-PyYAML>=6",
             "xlrd>=2",
         ],

@@ -1,4 +1,4 @@
-"""The command line: fedhpc run | check | pack | describe | report.
+"""The command line: fedhpc run | check | pack | describe | report | evaluate | export, and those of cli_*.py.
 
 Heavy imports happen inside the commands: `fedhpc check` answers without torch.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedhpc import cli_launch, cli_machine
+from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
 
-EXIT_USER_ERROR = 2
-LOG_WIDTH = 200  # a table that goes into a file is not cut
+if TYPE_CHECKING:
+    from fedhpc.runtime import Stop
 
 app = typer.Typer(
     name="fedhpc",
@@ -25,18 +27,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(pack_app, name="pack")
-
-Config = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to it: dotted.key=value, such as algorithm.mu=0.1", show_default=False),
-]
-
-
-def fail(text: str, code: int = EXIT_USER_ERROR) -> typer.Exit:
-    """Print an error without a traceback; raise what comes back."""
-    typer.secho(f"fedhpc: {text}", fg=typer.colors.RED, err=True)
-    return typer.Exit(code)
+cli_launch.register(app)
+cli_machine.register(app, pack_app)
 
 
 @app.command()
@@ -48,7 +40,7 @@ def check(
     """Validate a config: all mistakes at once, and what to do about each."""
     from fedhpc.data.known import not_checked
 
-    resolved = _load(config, overrides, ranks, names=True)
+    resolved = load_run(config, overrides, ranks, names=True)
     typer.echo(f"{config}: ok ({resolved.algorithm.name}, {resolved.rounds} rounds, {resolved.model.kind})")
     if left := not_checked(resolved):
         typer.echo(f"left to the start of the run: {', '.join(left)}")
@@ -70,8 +62,10 @@ def run(
     Alone, under torchrun, or with --ranks N. Exit codes: 0 done, 2 a mistake of yours, 70 a rank was lost,
     75 stopped at a checkpoint (run the same command again).
     """
-    from fedhpc.runtime import read_launch
+    from fedhpc.run_folder import delete_run
+    from fedhpc.runtime import Stop, limit_threads, read_launch, warn_if_alone
 
+    stop = Stop()  # before anything that takes time: a signal is not lost
     try:
         launch = read_launch()
     except ValueError as error:
@@ -79,12 +73,12 @@ def run(
     world = launch.world if ranks is None else ranks
     if ranks is not None and launch.world > 1:
         raise fail(f"--ranks {ranks} inside a job of {launch.world} ranks; leave --ranks out under {launch.launcher}")
-    resolved = _load(config, overrides, world)
+    resolved = load_run(config, overrides, world)
     folder = run_dir or Path("runs") / resolved.name
     if fresh:
         if launch.world > 1:
             raise fail("--fresh would race between ranks; delete the run folder before starting the job")
-        _delete_run(folder)
+        delete_run(folder)
     if ranks is not None and ranks > 1:
         from fedhpc.spawn import spawn_ranks
 
@@ -92,8 +86,11 @@ def run(
         command += ["--accept-changes"] if accept_changes else []
         threads = resolved.runtime.threads_per_rank
         patience = min(resolved.runtime.timeout_s, 10.0)
-        raise typer.Exit(spawn_ranks(command, ranks, folder / "logs", threads, patience))
-    _play(resolved, folder, accept_changes, launch.rank, launch.world)
+        raise typer.Exit(spawn_ranks(command, ranks, folder / "logs", threads, patience, stop))
+    if ranks is None:
+        warn_if_alone(launch)
+    limit_threads(resolved.runtime.threads_per_rank)
+    _play(resolved, folder, accept_changes, launch.rank, launch.world, stop)
 
 
 @app.command()
@@ -109,7 +106,7 @@ def describe(
     from fedhpc.data.describe import describe as describe_file
 
     try:
-        tables = describe_file(file, _load(config, overrides, None, files=False) if config else None, verify=verify)
+        tables = describe_file(file, load_run(config, overrides, None, files=False) if config else None, verify=verify)
     except (ValueError, OSError) as error:
         raise fail(str(error)) from error
     Console().print(tables)
@@ -144,13 +141,9 @@ def report(
     metric: Annotated[list[str] | None, typer.Option(help="Only this, as R@5 or recall_at_5; may be repeated.")] = None,
 ) -> None:
     """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
-    from rich.console import Console
-
     from fedhpc.report.compare import comparison, differences, paired, read_arms, unseen
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)
+    console = wide_console()
     try:
         arms = read_arms(runs)
         tables = [table(arms, metric or ()) for table in (comparison, paired, unseen)]
@@ -179,60 +172,18 @@ def export(
     typer.echo(f"written to {to}; begin with {to / 'README.md'}")
 
 
-def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True, names: bool = False) -> Any:
-    """names: also whether the encoders' libraries know their names, which a run finds out for certain."""
-    from fedhpc.config.checks import check as check_config
-    from fedhpc.config.checks import check_files
-    from fedhpc.config.load import ConfigError, load_config
-
-    resolved, problems = None, []
-    try:
-        try:
-            resolved = load_config(config, overrides or [])
-            problems = check_config(resolved, world)
-        except ConfigError as error:
-            resolved, problems = error.config, list(error.problems)
-            if resolved is None:
-                raise
-        if files:
-            from fedhpc.data.known import check_packed
-
-            problems += [*check_files(resolved), *check_packed(resolved)]
-        if names:
-            from fedhpc.models.names import check_names
-
-            problems += check_names(resolved)
-        if problems:
-            raise ConfigError(str(config), problems)
-    except (ConfigError, OSError) as error:
-        raise fail(str(error)) from error
-    return resolved
-
-
-def _delete_run(folder: Path) -> None:
-    import shutil
-
-    from fedhpc.task import RUN_FILES, RUN_FOLDERS
-
-    for name in RUN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in RUN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int) -> None:
+def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int, stop: Stop) -> None:
     from fedhpc.comm.collectives import RankLost
-    from fedhpc.comm.liveness import EXIT_RANK_LOST
-    from fedhpc.federation.rounds import Preempted
-    from fedhpc.runtime import EXIT_PREEMPTED, leave
+    from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
+    from fedhpc.runtime import Preempted, leave
     from fedhpc.task import RunTask
 
     name = f"rank {rank}: " if world > 1 else ""
     end: Callable[[str, int], None] = lambda text, code: leave(code, f"fedhpc: {name}{text}")  # noqa: E731
     try:
-        results = RunTask(resolved, folder, accept_changes)()
-    except Preempted as stop:
-        end(str(stop), EXIT_PREEMPTED)
+        results = RunTask(resolved, folder, accept_changes)(stop)
+    except Preempted as error:
+        end(str(error), EXIT_PREEMPTED)
     except RankLost as error:
         end(str(error), EXIT_RANK_LOST)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -1,6 +1,6 @@
-"""The one module that reads launcher environment variables; starts and ends the distributed process.
+"""The one module that reads the process environment (by the table in environment.py); starts and ends a rank.
 
-with Runtime.start(config.runtime) as runtime:
+with Runtime.start(config.runtime, config.mesh, run_dir) as runtime:
     ...
 """
 
@@ -14,12 +14,26 @@ import platform
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from fedhpc.config.schema import MeshConfig, RuntimeConfig
+from fedhpc.environment import (
+    GLOO_INTERFACE,
+    MPI,
+    MPI_ABI,
+    THREADS,
+    Launch,
+    allocation_end,
+    check_threads,
+    forgotten_ranks,
+    parse_launch,
+)
+from fedhpc.exit_codes import EXIT_PREEMPTED as EXIT_PREEMPTED
 
 if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts ranks does without it
     import torch
@@ -28,61 +42,42 @@ if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts r
     from fedhpc.comm.liveness import Liveness
     from fedhpc.comm.mesh import Mesh
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: a checkpoint is written, run the same command again
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
-
-# launcher -> names of (rank, number of ranks, local rank, local number of ranks)
-LAUNCHERS: Mapping[str, tuple[str, str, str, str]] = {
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-}
-# Started by one of these without torchrun, every process would believe itself to be alone.
-UNSUPPORTED: Mapping[str, str] = {
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-    "PMI_SIZE": "mpirun",
-}
+ONE_REQUEST_S = 2.0  # Slurm and srun may both pass on one SIGTERM
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Who this process is, according to whoever started it."""
-
-    launcher: str
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
+class Preempted(Exception):
+    """Asked to stop: a checkpoint of all finished rounds is written. Raised on every rank."""
 
 
 def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
-    """From torchrun's (and ``fedhpc run --ranks``'s) variables; without them the process is rank 0 of 1.
+    """From the launcher's variables (`fedhpc.environment`); without them the process is rank 0 of 1.
 
     Raises:
-        ValueError: some of a launcher's variables are missing or make no sense, or the launcher is not supported.
+        ValueError: some of a launcher's variables are missing or make no sense.
     """
     env = os.environ if environ is None else environ
-    for launcher, names in LAUNCHERS.items():
-        if not any(name in env for name in names[:2]):
-            continue
-        missing = [n for n in (*names[:2], "MASTER_ADDR", "MASTER_PORT") if n not in env]
-        if STORE_FD in env:
-            missing = [n for n in missing if n in names]
-        if missing:
-            raise ValueError(
-                f"{launcher} variables are incomplete: {', '.join(missing)} not set. Start with torchrun or "
-                f"`fedhpc run --ranks N`, or unset {', '.join(n for n in names if n in env)} to run alone"
-            )
-        rank, world = int(env[names[0]]), int(env[names[1]])
-        if not 0 <= rank < world:
-            raise ValueError(f"{names[0]}={rank} is not below {names[1]}={world}")
-        return Launch(launcher, rank, world, int(env.get(names[2], rank)), int(env.get(names[3], world)))
-    for name, launcher in UNSUPPORTED.items():
-        if int(env.get(name, "1")) > 1:
-            raise ValueError(
-                f"{launcher} started {env[name]} processes ({name}), which would each run alone. "
-                "Start one torchrun a node instead: torchrun --nnodes ... --nproc-per-node ... launch/train.py CONFIG"
-            )
-    return Launch("single", 0, 1, 0, 1)
+    return parse_launch(env, listens=STORE_FD in env)
+
+
+def warn_if_alone(launch: Launch) -> None:
+    """For a command whose ranks somebody may have meant to start with srun."""
+    tasks = forgotten_ranks(os.environ, launch)
+    if tasks:
+        warn(
+            f"this Slurm allocation is for {tasks} tasks, but one process runs alone; put srun before the command, "
+            f"or add --ranks {tasks}"
+        )
+
+
+def warn(text: str) -> None:
+    print(f"fedhpc: {text}", file=sys.stderr, flush=True)
+
+
+def limit_threads(threads: int) -> None:
+    """Call before NumPy and torch are imported: their libraries would start a thread for every CPU of the node."""
+    for name in THREADS:
+        os.environ[name] = str(threads)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -91,16 +86,22 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Stop:
-    """SIGTERM and SIGUSR2 ask for a checkpoint at the next safe point. A second one ends at once."""
+    """SIGTERM and SIGUSR2 ask for a checkpoint at the next safe point. A second SIGTERM ends at once.
+
+    Made as early as possible, so that a signal during start-up is remembered until there is a safe point.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR2)}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGTERM:
+        now = time.monotonic()
+        if self.requested and number == signal.SIGTERM and now - self._since > ONE_REQUEST_S:
             raise SystemExit(128 + number)
-        self.requested = True
+        if not self.requested:
+            self.requested, self._since = True, now
 
     def restore(self) -> None:
         for number, handler in self._old.items():
@@ -115,22 +116,49 @@ class Runtime:
     mesh: Mesh
     device: torch.device
     stop: Stop
+    ends_at: float | None = None  # when the allocation ends, in seconds since 1970; known by rank 0 alone
+    margin_s: float = 0.0
     where: list[str] = field(default_factory=lambda: ["start-up"])  # one entry: where we are, for errors
     liveness: Liveness | None = None
 
     @classmethod
-    def start(cls, config: RuntimeConfig, mesh: MeshConfig) -> Runtime:
-        """Joins the process group when there are several ranks. Every rank calls this."""
+    def start(
+        cls, config: RuntimeConfig, mesh: MeshConfig, folder: Path | None = None, stop: Stop | None = None
+    ) -> Runtime:
+        """Joins the process group when there are several ranks. Every rank calls this.
+
+        Args:
+            folder: seen by all ranks, such as the run folder; ranks of some launchers meet through a file in it.
+            stop: made earlier, to catch signals from then on.
+
+        Raises:
+            ValueError: the launcher's variables, the allocation, the devices and the config do not fit together.
+            RankLost: the ranks did not find each other in time.
+        """
+        stop = stop or Stop()
+        try:
+            return cls._join(config, mesh, folder or Path("runs"), stop)
+        except BaseException:
+            stop.restore()
+            raise
+
+    @classmethod
+    def _join(cls, config: RuntimeConfig, mesh: MeshConfig, folder: Path, stop: Stop) -> Runtime:
         import torch
         import torch.distributed as dist
 
+        from fedhpc.comm.collectives import RankLost
         from fedhpc.comm.liveness import Liveness
         from fedhpc.comm.mesh import build_mesh
+        from fedhpc.comm.rendezvous import NoRendezvous, forget
 
         launch = read_launch()
         _keep_heap()
         if STORE_FD in os.environ:
             _end_with_parent()
+        slow = check_threads(os.environ, launch, config.threads_per_rank)
+        if slow and launch.local_rank == 0:
+            warn(slow)
         torch.set_num_threads(config.threads_per_rank)
         device = _device(config.device, launch)
         backend: Literal["gloo", "nccl"] = "nccl" if device.type == "cuda" else "gloo"
@@ -142,7 +170,12 @@ class Runtime:
         store = None
         if launch.world > 1:
             timeout = datetime.timedelta(seconds=config.timeout_s)
-            store = _store(launch, timeout)
+            try:
+                store = _store(launch, folder, config.timeout_s)
+            except NoRendezvous as error:
+                raise RankLost(str(error)) from error
+            if device.type == "cuda":
+                _refuse_shared_gpus(store, launch, device)
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("fedhpc/group", store),
@@ -151,12 +184,30 @@ class Runtime:
                 timeout=timeout,
                 device_id=device if backend == "nccl" else None,
             )
-        runtime = cls(launch, build_mesh(mesh.shard, device.type), device, Stop())
+        runtime = cls(launch, build_mesh(mesh.shard, device.type), device, stop, margin_s=config.time_margin_s)
         if store is not None:
             runtime.liveness = Liveness(store, launch.rank, launch.world, config.timeout_s, lambda: runtime.where[0])
             dist.barrier()
             runtime.liveness.start()
+            if launch.rank == 0:
+                forget(folder, launch.job)
+        if launch.rank == 0:
+            runtime.ends_at = allocation_end(os.environ)
         return runtime
+
+    def must_stop(self, round_s: float | None) -> bool:
+        """Whether this rank was asked to stop, or (known to rank 0) another round might outlast the allocation.
+
+        Args:
+            round_s: what a round takes, checkpoint and evaluation included. None before the first one: it is tried, so
+                that every start of a job brings the run on.
+        """
+        if self.stop.requested:
+            return True
+        if round_s is None or self.ends_at is None or time.time() + round_s + self.margin_s < self.ends_at:
+            return False
+        self.ends_at = allocation_end(os.environ)  # it may have been prolonged since
+        return self.ends_at is not None and time.time() + round_s + self.margin_s >= self.ends_at
 
     @property
     def is_first(self) -> bool:
@@ -169,12 +220,13 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         import torch.distributed as dist
 
-        if kind is None and self.liveness is not None:
+        together = kind is None or issubclass(kind, Preempted)
+        if together and self.liveness is not None:
             dist.barrier()  # nobody leaves while a neighbour may still need it
         if self.liveness is not None:
             self.liveness.stop()
         self.stop.restore()
-        if dist.is_initialized() and kind is None:
+        if dist.is_initialized() and together:
             # Rank 0 serves the store: it leaves last, when the others have said goodbye.
             dist.destroy_process_group()
 
@@ -217,6 +269,8 @@ def _device(name: str, launch: Launch) -> torch.device:
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if count == 1 and launch.local_world > 1:
+        return torch.device("cuda", 0)  # srun --gpus-per-task=1 shows each rank its own alone
     if launch.local_world > count:
         raise ValueError(
             f"{launch.local_world} ranks on this node but {count} GPUs; start {count} ranks a node, "
@@ -225,21 +279,57 @@ def _device(name: str, launch: Launch) -> torch.device:
     return torch.device("cuda", launch.local_rank)
 
 
-def _store(launch: Launch, timeout: datetime.timedelta) -> dist.Store:
-    import torch.distributed as dist
+def _refuse_shared_gpus(store: dist.Store, launch: Launch, device: torch.device) -> None:
+    """NCCL takes one rank a GPU. Every rank calls this; raises ValueError on ranks whose GPU another one has too."""
+    import torch
+
+    mine = f"{platform.node()} {torch.cuda.get_device_properties(device).uuid}"
+    store.set(f"fedhpc/gpu/{launch.rank}", mine)
+    others = [r for r in range(launch.world) if r != launch.rank and store.get(f"fedhpc/gpu/{r}").decode() == mine]
+    if others:
+        raise ValueError(
+            f"ranks {launch.rank} and {', '.join(map(str, others))} have one GPU; start as many ranks a node as it has "
+            "GPUs, with --gpus-per-task=1 or all GPUs visible to every rank, or set runtime.device: cpu"
+        )
+
+
+def _store(launch: Launch, folder: Path, timeout_s: float) -> dist.Store:
+    """The store through which ranks meet; also tells gloo which network to use where it could not know."""
+    from fedhpc.comm import rendezvous
 
     if STORE_FD in os.environ:
         host, port, fd = os.environ[STORE_FD].split(":")
-        return dist.TCPStore(
-            host,
-            int(port),
-            launch.world,
-            is_master=launch.rank == 0,
-            timeout=timeout,
-            master_listen_fd=int(fd) if launch.rank == 0 else None,
-        )
-    store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timeout))
+        return rendezvous.meet_at(host, int(port), launch.rank, launch.world, timeout_s, int(fd))
+    if launch.master:
+        import torch.distributed as dist
+
+        address = os.environ["MASTER_ADDR"]
+        timeout = datetime.timedelta(seconds=timeout_s)
+        store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timeout))
+    else:
+        store, address = _meet(launch, folder, timeout_s)
+    if launch.spans_nodes and GLOO_INTERFACE not in os.environ and rendezvous.hostname_is_loopback():
+        interface = rendezvous.interface_towards(address)
+        if interface is not None:
+            os.environ[GLOO_INTERFACE] = interface
     return store
+
+
+def _meet(launch: Launch, folder: Path, timeout_s: float) -> tuple[dist.Store, str]:
+    from fedhpc.comm import rendezvous
+
+    why = ""
+    if launch.launcher in MPI:
+        os.environ.setdefault(MPI_ABI, launch.launcher.replace(" ", "").lower())
+        try:
+            return rendezvous.meet_by_mpi(launch.rank, launch.world, timeout_s)
+        except ImportError as error:
+            why = f"mpi4py cannot be used ({error}): pip install 'fedhpc[mpi]', and load the MPI module of this mpirun"
+        except RuntimeError as error:
+            why = f"mpi4py cannot be used ({error}): set MPI4PY_LIBMPI to the MPI library of this mpirun"
+    if not launch.job:
+        raise ValueError(f"{launch.launcher} does not tell ranks apart from an earlier start, and {why}")
+    return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)
 
 
 def leave(code: int, text: str) -> NoReturn:

@@ -10,19 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from fedhpc.runtime import EXIT_PREEMPTED, STORE_FD, child_environment, reserve_port
+from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
+from fedhpc.runtime import STORE_FD, Stop, child_environment, reserve_port
 
 POLL_S = 0.05
 
 
-def spawn_ranks(command: Sequence[str], num_ranks: int, log_folder: Path, threads: int, patience_s: float) -> int:
+def spawn_ranks(
+    command: Sequence[str],
+    num_ranks: int,
+    log_folder: Path,
+    threads: int,
+    patience_s: float,
+    stop: Stop | None = None,
+) -> int:
     """Run `command` as ranks 0..N-1; rank 0 speaks here, the others into log_folder/rank_K.log.
 
     Args:
         patience_s: how long the others may take to end by themselves after one failed.
+        stop: made earlier, so that a signal since then is not lost.
 
     Returns:
-        0; 75 when all ranks stopped at a checkpoint; otherwise the exit code of the first rank that failed.
+        0; 75 when the ranks were asked to stop and did; 70 when one was killed; otherwise the exit code of the first
+        rank that failed.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     listener = reserve_port()
@@ -56,14 +66,19 @@ def spawn_ranks(command: Sequence[str], num_ranks: int, log_folder: Path, thread
         )
     listener.close()
 
+    asked: list[int] = []
+
     def forward(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     old = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
     try:
-        return _watch(processes, log_folder, patience_s)
+        if stop is not None and stop.requested:
+            forward(signal.SIGUSR2, None)
+        return _watch(processes, log_folder, patience_s, asked)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -76,26 +91,41 @@ def spawn_ranks(command: Sequence[str], num_ranks: int, log_folder: Path, thread
                 log.close()
 
 
-def _watch(processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patience_s: float) -> int:
+def _watch(
+    processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patience_s: float, asked: Sequence[int]
+) -> int:
     first: tuple[int, int] | None = None  # (rank, exit code) of the first failure
-    deadline = 0.0
+    deadline = float("inf")
     while None in (codes := [p.poll() for p in processes]):
         time.sleep(POLL_S)
-        failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
-        if failed and first is None:
-            # A rank that was killed is the cause; one with an exit code may only have noticed.
-            first = min(failed, key=lambda item: item[1] >= 0)
+        stopped = [code for code in codes if code is not None and _stopped(code, asked)]
+        if stopped and deadline == float("inf"):
+            deadline = time.monotonic() + patience_s  # the others stop at the same place, or wait for it in vain
+        failure = _first_failure(codes, asked)
+        if failure and first is None:
+            first = failure
             deadline = time.monotonic() + patience_s
             print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
-        if first is not None and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             break  # the caller kills what is left: checkpoints are atomic, and a rank may hang for good
-    failed = [(rank, code) for rank, code in enumerate(codes) if code not in (None, 0, EXIT_PREEMPTED)]
-    if first is None and failed:  # the last ranks ended together
-        first = min(failed, key=lambda item: item[1] >= 0)
-        print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
+    if first is None:  # the last ranks ended together
+        first = _first_failure(codes, asked)
+        if first is not None:
+            print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
     if first is not None:
-        return first[1] if first[1] > 0 else 128 - first[1]
-    return EXIT_PREEMPTED if EXIT_PREEMPTED in codes else 0
+        return first[1] if first[1] > 0 else EXIT_RANK_LOST
+    return EXIT_PREEMPTED if any(code != 0 for code in codes) else 0
+
+
+def _stopped(code: int, asked: Sequence[int]) -> bool:
+    """Whether a rank ended because it was asked to: at a checkpoint, or so early that it could not catch the signal."""
+    return code == EXIT_PREEMPTED or -code in asked
+
+
+def _first_failure(codes: Sequence[int | None], asked: Sequence[int]) -> tuple[int, int] | None:
+    """(rank, exit code). A rank that was killed is the cause; one with an exit code may only have noticed."""
+    failed = [(rank, code) for rank, code in enumerate(codes) if code and not _stopped(code, asked)]
+    return min(failed, key=lambda item: item[1] >= 0) if failed else None
 
 
 def _fate(rank: int, code: int, world: int, log_folder: Path) -> str:

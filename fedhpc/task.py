@@ -7,13 +7,12 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import fedhpc
 from fedhpc.algorithms.objectives import build_loss
@@ -40,12 +39,8 @@ from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN, UNSEEN
-from fedhpc.runtime import Runtime, settle
-
-RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json")
-RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream")
-# May differ between a run and its resumption without changing any result.
-FREE_KEYS = ("name", "runtime.timeout_s", "checkpoint.", "report.", "evaluation.every", "evaluation.split")
+from fedhpc.run_folder import refuse_other_config, write_config
+from fedhpc.runtime import Runtime, Stop, settle
 
 
 @dataclass(frozen=True)
@@ -60,15 +55,18 @@ class RunTask:
     run_dir: Path
     accept_changes: bool = False
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self, stop: Stop | None = None) -> dict[str, Any]:
         """Play this process's rank. Returns the results, the same on every rank.
+
+        Args:
+            stop: made earlier, so that a signal since then is not lost.
 
         Raises:
             ValueError: config, data and ranks do not fit together.
             Preempted: asked to stop; a checkpoint is written.
             RankLost: another rank died; its number is in the message.
         """
-        with Runtime.start(self.config.runtime, self.config.mesh) as runtime:
+        with Runtime.start(self.config.runtime, self.config.mesh, self.run_dir, stop) as runtime:
             lock = _open_run_dir(self, runtime) if runtime.is_first else None
             try:
                 return self._play(runtime)
@@ -79,6 +77,12 @@ class RunTask:
             finally:
                 if lock is not None:
                     lock.close()
+
+    def checkpoint(self) -> Any:
+        """What submitit asks when it queues a job again: the same run, which goes on from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
     def _play(self, runtime: Runtime) -> dict[str, Any]:
         config = self.config
@@ -204,7 +208,7 @@ def build(
         evaluated,
         unseen,
         {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
-        lambda: runtime.stop.requested,
+        runtime.must_stop,
         locate,
     )
     return run, sites, reporter.close
@@ -259,29 +263,7 @@ def _open_run_dir(task: RunTask, runtime: Runtime) -> Any:
         raise ValueError(f"another process is running in {folder}; wait for it, or set another --run-dir") from error
     except OSError:  # a file system without locks: nothing to compare with
         print(f"fedhpc: {folder} has no file locks, so two runs in it at once would not be noticed", file=sys.stderr)
-    stored = folder / "config.yaml"
-    if stored.exists() and (folder / "checkpoints").exists():
-        changes = changed_keys(yaml.safe_load(stored.read_text()), yaml.safe_load(dump_config(task.config)))
-        if changes and not task.accept_changes:
-            raise ValueError(
-                f"{folder} holds a run with another config: "
-                + "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changes.items())
-                + ". Use another --run-dir, start anew with --fresh, or resume all the same with --accept-changes"
-            )
-    stored.write_text(dump_config(task.config))
+    if not task.accept_changes:
+        refuse_other_config(folder, task.config)
+    (folder / "config.yaml").write_text(dump_config(task.config))
     return lock
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new), for keys that could change the result of a resumed run."""
-    changes: dict[str, tuple[Any, Any]] = {}
-    for key in sorted({*old, *new}):
-        dotted = prefix + key
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changes |= changed_keys(a, b, dotted + ".")
-        elif a != b and not any(
-            dotted == free or (free.endswith(".") and dotted.startswith(free)) for free in FREE_KEYS
-        ):
-            changes[dotted] = (a, b)
-    return changes

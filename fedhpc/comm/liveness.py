@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
-EXIT_RANK_LOST = 70  # EX_SOFTWARE
+from fedhpc.exit_codes import EXIT_RANK_LOST
 
 
 class Liveness:

@@ -287,6 +287,9 @@ class RuntimeConfig(Section):
     """CPU threads of each rank. Results on CPU change with it, so it is never derived from the number of ranks."""
     timeout_s: float = Field(300.0, gt=0)
     """A rank that is silent for this long takes the job down."""
+    time_margin_s: float = Field(60.0, ge=0)
+    """In a Slurm allocation: a run stops at a checkpoint (exit code 75) when another round, as long as the longest so
+    far, could end later than this many seconds before the allocation does."""
 
 
 class CheckpointConfig(Section):

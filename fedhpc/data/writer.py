@@ -23,9 +23,9 @@ _CHUNK_BYTES = 1 << 20
 class PackWriter:
     """Context manager that writes one packed file.
 
-    Everything goes to a temporary name in the same folder. At a clean end the file is checked, synced to disk and
-    renamed; after any exception, KeyboardInterrupt included, it is removed: an interrupted pack leaves nothing at the
-    final name.
+    Everything goes to a temporary name in the same folder (or to `temporary`, on the same file system, replacing what a
+    killed process left there). At a clean end the file is checked, synced to disk and renamed; after any exception,
+    KeyboardInterrupt included, it is removed: an interrupted pack leaves nothing at the final name.
 
     Pictures are added in row order by `add_images` or `add_encoded`, in as many calls as one likes; every other column
     is set once, whole. `row_id` and `split` are required; `patient` defaults to `row_id`, `site` to one site with the
@@ -46,6 +46,7 @@ class PackWriter:
         gzip: bool = False,
         chunk_rows: int | None = None,
         overwrite: bool = False,
+        temporary: Path | None = None,
     ) -> None:
         self.path = Path(path)
         for key, value in (("name", name), ("source", source), ("licence", licence)):
@@ -65,7 +66,7 @@ class PackWriter:
         }
         self._compression = "gzip" if gzip else None
         self._chunk_rows = chunk_rows
-        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
+        self._temporary = temporary or self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
         self._lengths: dict[str, int] = {}
         self._digests: dict[str, hashlib._Hash] = {}
         self._offsets: list[int] = [0]
@@ -78,7 +79,7 @@ class PackWriter:
     # ---------------------------------------------------------------------------------------------- all or nothing
     def __enter__(self) -> PackWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self._temporary, "w-")
+        self._file = h5py.File(self._temporary, "w")
         return self
 
     def __exit__(

@@ -83,6 +83,11 @@ class SlotFederation:
         self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])
 
+    def any_rank(self, mine: bool) -> bool:
+        """Whether it holds on any rank. Every rank calls this, between rounds."""
+        flag = torch.tensor([int(mine)], dtype=torch.int64, device=self._device)
+        return bool(self.collectives.all_sum(flag).item())
+
     def clients_living_here(self) -> frozenset[ClientId]:
         """Clients whose state this slot keeps."""
         return frozenset(self._training.residents(self.collectives.mesh.slot))

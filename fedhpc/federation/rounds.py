@@ -16,10 +16,9 @@ from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.interfaces import Algorithm, ClientId, Split
+from fedhpc.runtime import Preempted
 
-
-class Preempted(Exception):
-    """Asked to stop: a checkpoint of all finished rounds is written."""
+__all__ = ["Preempted", "Reporter", "Run", "evaluate", "run_rounds", "summary"]
 
 
 class Reporter(Protocol):
@@ -45,7 +44,7 @@ class Run:
     evaluated: Sequence[ClientId]
     unseen: frozenset[ClientId]  # those of them that take no part in training
     loop_state: Mapping[str, Any]  # goes into every checkpoint
-    stop_requested: Callable[[], bool]
+    must_stop: Callable[[float | None], bool]  # asked to stop, or no time for another round of this many seconds
     locate: Callable[[str], None]  # tells where we are, for errors
 
 
@@ -60,6 +59,9 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
     algorithm.setup(fed)
     done = _resume(run)
     run.reporter.start(done)
+    if done < config.rounds and fed.any_rank(run.must_stop(None)):
+        raise Preempted(f"asked to stop before round {done} of {config.rounds} began")
+    longest, begun = 0.0, perf_counter()
     for index in range(done, config.rounds):
         run.locate(f"round {index}")
         start = perf_counter()
@@ -68,7 +70,9 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
         # 3. The algorithm's round.
         metrics = dict(algorithm.round(fed, index))
         # 4. What clients cost, for the next placement; was any rank asked to stop?
-        stop = fed.end(run.stop_requested())
+        longest = max(longest, perf_counter() - begun)  # from one such point to the next: evaluation and checkpoint too
+        begun = perf_counter()
+        stop = fed.end(run.must_stop(longest))
         metrics["seconds"] = perf_counter() - start
         # 5. Evaluate, checkpoint, report.
         every, last = config.evaluation.every, index + 1 == config.rounds

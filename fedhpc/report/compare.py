@@ -70,7 +70,7 @@ def read_arms(folders: Sequence[Path]) -> list[Arm]:
             raise ValueError(f"{folder} holds no finished run (results.json, config.yaml); run it to its end first")
         results = json.loads((folder / "results.json").read_text())
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        key = _without(_flat(config), SEEDS)
+        key = _without(flat(config), SEEDS)
         data = results.get("data", {})
         if not data.get("generated"):  # a generated set may be another one for each seed
             key["data"] = data.get("checksum")
@@ -212,14 +212,15 @@ def _spread(values: Mapping[int, float]) -> str:
     return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f}±{statistics.stdev(values.values()):.3f}"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _without(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -12,23 +12,32 @@ from pathlib import Path
 BELOW_FEDERATION = frozenset({"interfaces", "config", "data", "models", "metrics", "client", "comm", "algorithms"})
 ALLOWED: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),
+    "exit_codes": frozenset(),
+    "environment": frozenset(),  # the table of launcher variables
     "interfaces": frozenset(),
     "config": frozenset(),
     "metrics": frozenset({"interfaces"}),
-    "comm": frozenset({"interfaces"}),  # tensors and ranks, never a model or an algorithm
+    "comm": frozenset({"interfaces", "exit_codes"}),  # tensors and ranks, never a model or an algorithm
     "data": frozenset({"interfaces", "config"}),
     "models": frozenset({"interfaces", "config"}),
     "algorithms": frozenset({"interfaces", "config", "metrics"}),
     "client": frozenset({"interfaces", "config", "data", "models", "metrics", "comm"}),
-    "runtime": frozenset({"interfaces", "config", "comm"}),
+    "runtime": frozenset({"interfaces", "config", "comm", "environment", "exit_codes"}),
     "report": frozenset({"interfaces", "config", "metrics"}),
-    "spawn": frozenset({"runtime"}),  # starts processes, knows nothing of what they run
+    "spawn": frozenset({"runtime", "exit_codes"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
-    "task": BELOW_FEDERATION | {"runtime", "report", "federation"},
+    "run_folder": frozenset({"config"}),
+    "task": BELOW_FEDERATION | {"runtime", "report", "run_folder", "federation"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "export_card": frozenset({"config", "data", "downstream"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
-    "cli": BELOW_FEDERATION | {"runtime", "report", "spawn", "federation", "task", "downstream", "export", "__init__"},
+    "launching": frozenset({"exit_codes", "config", "report", "run_folder", "runtime", "federation", "comm", "task"}),
+    "cli_shared": frozenset({"config"}),
+    "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
+    "cli": BELOW_FEDERATION
+    | {"runtime", "exit_codes", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
+    | {"cli_shared", "cli_launch", "cli_machine"},
     "__main__": frozenset({"cli"}),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhpc.data.packers.crew import Crew
 from fedhpc.data.packers.official import with_values
 from fedhpc.data.packers.source import BadRow, Row, Skipped, read_table, require_columns
 from fedhpc.data.packers.table import PackReport, TablePlan, pack_rows
@@ -33,7 +34,7 @@ _NOTE = (
 def pack_bccd_cells(
     folder: Path, out: Path, *, image_size: int | None = None, typed_only: bool = False,
     split: Fractions = (0.7, 0.1, 0.2), random_seed: int = 0, keep_encoded: bool = False, skip_bad: bool = False,
-    overwrite: bool = False, command: str = "",
+    overwrite: bool = False, command: str = "", crew: Crew | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack all cells, or with `typed_only` those with a cell_type; pictures come in 64 px and are resized to
     `image_size`. Raises ValueError, FileNotFoundError."""
@@ -49,7 +50,7 @@ def pack_bccd_cells(
     if typed_only:
         rows = [row for row in rows if row.values["cell_type"]]
     plan = TablePlan(
-        table=table, out=out, name="bccd-cells", source=_SOURCE, licence="MIT", note=_NOTE, command=command,
+        table=table, out=out, name="bccd-cells", source=_SOURCE, licence="MIT", note=_NOTE, command=command, crew=crew,
         image_npz=folder / "bccd64_jpeg.npz", npz_index_column="index", channels=3, image_size=image_size,
         keep_encoded=keep_encoded, labels=("cell_type", "kind"),
         classes={"cell_type": PBC_CLASSES, "kind": tuple(_KINDS.values())}, patient_column="smear", id_column="index",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedhpc.data.images import decode_image
 from fedhpc.data.packers.official import Options, converted, hash_split, thin
-from fedhpc.data.packers.source import BadRow, Row, Skipped
+from fedhpc.data.packers.source import BadRow, Row, Skipped, file_stamp
 from fedhpc.data.packers.table import PackReport, TablePlan, pack_rows
 
 Fractions = tuple[float, float, float]
@@ -98,11 +98,7 @@ class CentrePictures:
 
     def stamp(self, key: str | int, row: Row) -> str:
         """Another text when the picture or its crop has changed."""
-        try:
-            status = (self.root / str(key)).stat()
-        except OSError:
-            return "missing"
-        return f"{self.crop} {status.st_size} {status.st_mtime_ns}"
+        return f"{self.crop} {file_stamp(self.root / str(key))}"
 
 
 def pack_blood_cells(

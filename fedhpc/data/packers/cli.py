@@ -13,10 +13,12 @@ from fedhpc.data.packers.cli_shared import (
     MaxTokens,
     Out,
     Overwrite,
+    Ranks,
     Seed,
     SkipBad,
     VocabSize,
     command_line,
+    crew_of,
     done,
     fractions_of,
     user_errors,
@@ -83,6 +85,7 @@ def table(
     skip_bad: SkipBad = False,
     gzip: Annotated[bool, typer.Option("--gzip", help="Compress: smaller, slower to read.")] = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Any dataset that a CSV table describes."""
     with user_errors():
@@ -98,7 +101,7 @@ def table(
             patient_column=patient_column, id_column=id_column, split_column=split_column, split=fractions_of(split),
             random_seed=random_seed, mask_column=mask_column, mask_root=mask_root or (beside if mask_column else None),
             mask_npz=mask_npz, mask_index_column=mask_index_column, allow_missing=allow_missing, skip_bad=skip_bad,
-            gzip=gzip, overwrite=overwrite,
+            gzip=gzip, overwrite=overwrite, crew=crew_of(ranks),
         )  # fmt: skip
         done(pack_table(plan))
 
@@ -114,6 +117,7 @@ def pbc_wbcatt(
     max_tokens: MaxTokens = 64,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Blood cells of Barcelona with 11 expert attributes and captions."""
     with user_errors():
@@ -122,7 +126,7 @@ def pbc_wbcatt(
         done(pack_pbc_wbcatt(
             folder, out, image_size=image_size, captioned_only=captioned_only, keep_encoded=keep_encoded,
             vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite,
-            command=command_line(),
+            command=command_line(), crew=crew_of(ranks),
         ))  # fmt: skip
 
 
@@ -145,6 +149,7 @@ def cxr_sites(
     max_tokens: MaxTokens = 48,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Chest X-rays of two hospitals, lung masks for some. Its text is template text, not reports."""
     with user_errors():
@@ -155,7 +160,7 @@ def cxr_sites(
         done(pack_cxr_sites(
             folder, out, also=also, hospitals_only=hospitals_only, image_size=image_size, split=fractions,
             random_seed=random_seed, vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad,
-            overwrite=overwrite, command=command_line(),
+            overwrite=overwrite, command=command_line(), crew=crew_of(ranks),
         ), "" if hospitals_only or also is None else ", or pack again with --hospitals-only")  # fmt: skip
 
 

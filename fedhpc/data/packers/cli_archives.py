@@ -15,11 +15,13 @@ from fedhpc.data.packers.cli_shared import (
     Out,
     Overwrite,
     Pixels,
+    Ranks,
     Seed,
     SkipBad,
     Tokenizer,
     VocabSize,
     command_line,
+    crew_of,
     done,
     fractions_of,
     user_errors,
@@ -82,6 +84,7 @@ def mimic_cxr(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """MIMIC-CXR-JPG 2.0.0: chest X-rays (grey) with reports and 14 labels, official split."""
     with user_errors():
@@ -92,7 +95,7 @@ def mimic_cxr(
         if keep_textless and reports is None:
             raise ValueError("--keep-textless has no effect without --reports")
         done(pack_mimic_cxr(
-            folder, out, _options(image_size, limit, skip_bad, overwrite),
+            folder, out, _options(image_size, limit, skip_bad, overwrite, ranks),
             TextOptions(vocab_size=vocab_size, max_tokens=max_tokens, tokenizer=tokenizer), reports=reports,
             views=tuple(view.strip() for view in views.split(",") if view.strip()), labeler=labeler.value,
             rule=LabelRule(uncertain.value, blank.value), keep_textless=keep_textless,
@@ -112,6 +115,7 @@ def chexpert(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """CheXpert v1.0 or v1.0-small: chest X-rays (grey) with 14 labels, no text."""
     with user_errors():
@@ -119,7 +123,7 @@ def chexpert(
         from fedhpc.data.packers.labeler import LabelRule
 
         done(pack_chexpert(
-            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed),
+            folder, out, _options(image_size, limit, skip_bad, overwrite, ranks, random_seed),
             rule=LabelRule(uncertain.value, blank.value), lateral=lateral, valid_as=valid_as.value,
             val_fraction=val_fraction,
         ))  # fmt: skip
@@ -137,6 +141,7 @@ def rsna(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """RSNA pneumonia challenge 2018, stage 2: chest X-rays (grey), boxes as masks. DICOM needs the extra dicom."""
     with user_errors():
@@ -144,7 +149,7 @@ def rsna(
 
         fractions = fractions_of(split)
         assert fractions is not None
-        options = _options(image_size, limit, skip_bad, overwrite, random_seed)
+        options = _options(image_size, limit, skip_bad, overwrite, ranks, random_seed)
         done(pack_rsna(folder, out, options, split=fractions, mappings=mappings))
 
 
@@ -159,14 +164,15 @@ def covidx(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """COVIDx: chest X-rays (grey) of several collections, three classes (or two), official train and test."""
     with user_errors():
         from fedhpc.data.packers.covidx import pack_covidx
 
         done(pack_covidx(
-            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed), val_fraction=val_fraction,
-            train_list=train_list, test_list=test_list,
+            folder, out, _options(image_size, limit, skip_bad, overwrite, ranks, random_seed),
+            val_fraction=val_fraction, train_list=train_list, test_list=test_list,
         ))  # fmt: skip
 
 
@@ -183,9 +189,11 @@ def brset(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """BRSET 1.0: fundus photographs (RGB) of two cameras. Its text is template text, not reports."""
-    options = _options(image_size, limit, skip_bad, overwrite, random_seed)
+    with user_errors():
+        options = _options(image_size, limit, skip_bad, overwrite, ranks, random_seed)
     _retina("brset", folder, out, options, no_text, split, vocab_size, max_tokens, tokenizer)
 
 
@@ -202,9 +210,11 @@ def mbrset(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """mBRSET 1.0: fundus photographs (RGB) of a handheld camera. Its text is template text, not reports."""
-    options = _options(image_size, limit, skip_bad, overwrite, random_seed)
+    with user_errors():
+        options = _options(image_size, limit, skip_bad, overwrite, ranks, random_seed)
     _retina("mbrset", folder, out, options, no_text, split, vocab_size, max_tokens, tokenizer)
 
 
@@ -223,6 +233,7 @@ def messidor(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """MESSIDOR or MESSIDOR-2: fundus photographs (RGB) of three hospitals. .xls and .xlsx need the extra sheets."""
     with user_errors():
@@ -230,16 +241,18 @@ def messidor(
 
         fractions = fractions_of(split)
         assert fractions is not None
-        options = _options(image_size, limit, skip_bad, overwrite, random_seed)
+        options = _options(image_size, limit, skip_bad, overwrite, ranks, random_seed)
         done(pack_messidor(folder, out, options, split=fractions, pairs=pairs, unpaired=unpaired))
 
 
-def _options(image_size: int, limit: int | None, skip_bad: bool, overwrite: bool, random_seed: int = 0) -> Options:
+def _options(
+    image_size: int, limit: int | None, skip_bad: bool, overwrite: bool, ranks: int | None, random_seed: int = 0
+) -> Options:
     from fedhpc.data.packers.official import Options
 
     return Options(
         image_size=image_size, limit=limit, skip_bad=skip_bad, overwrite=overwrite, random_seed=random_seed,
-        command=command_line(),
+        command=command_line(), crew=crew_of(ranks),
     )  # fmt: skip
 
 

@@ -14,17 +14,21 @@ from fedhpc.data.packers.cli_shared import (
     Out,
     Overwrite,
     Pixels,
+    Ranks,
     Seed,
     SkipBad,
     Tokenizer,
     VocabSize,
+    alone,
     command_line,
+    crew_of,
     done,
     fractions_of,
     user_errors,
 )
 
 if TYPE_CHECKING:
+    from fedhpc.data.packers.crew import Crew
     from fedhpc.data.packers.official import Options, TextOptions
 
 Resize = Annotated[int | None, typer.Option("--image-size", help="Letterbox to N x N px; default: as it is.", min=8)]
@@ -67,6 +71,7 @@ def bccd_cells(
     keep_encoded: Annotated[bool, typer.Option("--keep-encoded", help="Store JPEG bytes as they are.")] = False,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Blood cells of another lab than PBC (BCCD), 64 px RGB, with PBC's classes.
 
@@ -80,6 +85,7 @@ def bccd_cells(
         done(pack_bccd_cells(
             folder, out, image_size=image_size, typed_only=typed_only, split=fractions, random_seed=random_seed,
             keep_encoded=keep_encoded, skip_bad=skip_bad, overwrite=overwrite, command=command_line(),
+            crew=crew_of(ranks),
         ))  # fmt: skip
 
 
@@ -94,15 +100,16 @@ def int_20(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """INT_20: white blood cells of the Munich Leukemia Laboratory (RGB), 13 cell types shared with Matek_19.
 
     FOLDER: holds the class folders 01-NORMO/, 04-LGL/, 05-MONO/, ..., 22-Atyp-PMYEL/ with .TIF pictures whose names
     begin with the case, as 10-025377.PB.PAP~C.1-213.TIF (or lies up to three levels above them).
     """
-    _cells(
-        "int-20", folder, out, crop, keep_unknown, split, _options(image_size, limit, skip_bad, overwrite, random_seed)
-    )
+    with user_errors():
+        options = _options(image_size, limit, skip_bad, overwrite, random_seed, crew_of(ranks))
+    _cells("int-20", folder, out, crop, keep_unknown, split, options)
 
 
 def matek_19(
@@ -116,13 +123,15 @@ def matek_19(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Matek_19 (AML-Cytomorphology_LMU): white blood cells (RGB), 13 cell types shared with INT_20.
 
     FOLDER: holds the class folders BAS/, EBO/, EOS/, ..., PMO/ with BAS_0001.tiff and so on (or lies up to three levels
     above them, as TCIA unpacks it).
     """
-    options = _options(image_size, limit, skip_bad, overwrite, random_seed)
+    with user_errors():
+        options = _options(image_size, limit, skip_bad, overwrite, random_seed, crew_of(ranks))
     _cells("matek-19", folder, out, crop, keep_unknown, split, options)
 
 
@@ -143,6 +152,7 @@ def cifar(
     with user_errors():
         from fedhpc.data.packers.cifar import pack_cifar
 
+        alone()
         options = _options(image_size, limit, False, overwrite, random_seed)
         done(pack_cifar(folder, out, options, val_fraction=val_fraction))
 
@@ -161,6 +171,7 @@ def medmnist(
     with user_errors():
         from fedhpc.data.packers.medmnist import pack_medmnist
 
+        alone()
         done(pack_medmnist(file, out, _options(image_size, limit, False, overwrite)))
 
 
@@ -182,6 +193,7 @@ def cub_200(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """CUB-200-2011: 200 species of birds (RGB), ten captions a picture (Reed et al.).
 
@@ -198,7 +210,7 @@ def cub_200(
         if split is not None and val_fraction is not None:
             raise ValueError("--split and --val-fraction are both set: choose one")
         done(pack_cub(
-            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed),
+            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed, crew_of(ranks)),
             _text(no_text, captions, caption, vocab_size, max_tokens, tokenizer), captions=captions,
             caption=choice_of(caption), val_fraction=0.1 if val_fraction is None else val_fraction,
             split=fractions_of(split),
@@ -220,6 +232,7 @@ def flowers_102(
     limit: Limit = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
+    ranks: Ranks = None,
 ) -> None:
     """Oxford 102 Flowers (RGB), ten captions a picture (Reed et al.), official split.
 
@@ -234,7 +247,7 @@ def flowers_102(
         from fedhpc.data.packers.flowers import pack_flowers
 
         done(pack_flowers(
-            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed),
+            folder, out, _options(image_size, limit, skip_bad, overwrite, random_seed, crew_of(ranks)),
             _text(no_text, captions, caption, vocab_size, max_tokens, tokenizer), captions=captions,
             caption=choice_of(caption), split=fractions_of(split),
         ))  # fmt: skip
@@ -254,13 +267,14 @@ def _text(
 
 
 def _options(
-    image_size: int | None, limit: int | None, skip_bad: bool, overwrite: bool, random_seed: int = 0
-) -> Options:
+    image_size: int | None, limit: int | None, skip_bad: bool, overwrite: bool, random_seed: int = 0,
+    crew: Crew | None = None,
+) -> Options:  # fmt: skip
     from fedhpc.data.packers.official import Options
 
     return Options(
         image_size=image_size, limit=limit, skip_bad=skip_bad, overwrite=overwrite, random_seed=random_seed,
-        command=command_line(),
+        command=command_line(), crew=crew,
     )  # fmt: skip
 
 

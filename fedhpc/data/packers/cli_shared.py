@@ -6,12 +6,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from fedhpc.data.packers.crew import Crew
     from fedhpc.data.packers.table import PackReport
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="The packed file to write.")]
@@ -23,7 +25,25 @@ MaxTokens = Annotated[int, typer.Option(help="Tokens that a text is cut or padde
 Seed = Annotated[int, typer.Option(help="Seed of a drawn split.", min=0)]
 Limit = Annotated[int | None, typer.Option(help="Pack only so many rows, spread evenly over the table.", min=1)]
 Tokenizer = Annotated[str | None, typer.Option(help="tokenizer.json, folder or hub id, instead of training.")]
+Ranks = Annotated[int | None, typer.Option(help="Decode pictures in this many processes of this machine.", min=1)]
 Pixels = Annotated[int, typer.Option(help="Letterbox to N x N px.", min=1)]
+
+
+@dataclass
+class _Job:
+    """Of this process: set once, by the command line that these commands hang below."""
+
+    launcher: str = "single"
+    world: int = 1
+    crew: Crew | None = None
+
+
+_JOB = _Job()
+
+
+def tell_launch(launcher: str, world: int) -> None:
+    """`fedhpc pack` runs in a job of `world` ranks."""
+    _JOB.launcher, _JOB.world = launcher, world
 
 
 @contextmanager
@@ -35,7 +55,7 @@ def user_errors() -> Iterator[None]:
         yield
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, one['loc'])) or 'config'}: {one['msg']}" for one in error.errors()]
-        fail("; ".join(lines))
+        _fail_together("; ".join(lines))
     except (
         ValueError,
         FileNotFoundError,
@@ -43,8 +63,44 @@ def user_errors() -> Iterator[None]:
         IsADirectoryError,
         NotADirectoryError,
         PermissionError,
+        ChildProcessError,
     ) as e:
-        fail(str(e))
+        _fail_together(str(e))
+
+
+def crew_of(ranks: int | None) -> Crew:
+    """The ranks that decode: those of the job, or `ranks` processes. Raises ValueError where there are both, and for a
+    job without MPI."""
+    from fedhpc.data.packers.crew import Mpi, Processes
+
+    if _JOB.world == 1:
+        return Processes(ranks or 1)
+    if ranks is not None:
+        raise ValueError(f"--ranks {ranks} inside a job of {_JOB.world} ranks: leave --ranks out")
+    if _JOB.launcher == "torchrun":
+        raise ValueError("fedhpc pack does not run under torchrun: set --ranks on one machine, or use mpirun or srun")
+    _JOB.crew = Mpi(_JOB.world, _JOB.launcher)
+    return _JOB.crew
+
+
+def alone() -> None:
+    """For sets that one process packs. Raises ValueError inside a job of several ranks: each would write the file."""
+    if _JOB.world > 1:
+        raise ValueError(f"this job has {_JOB.world} ranks, but one process packs this set: start it without mpirun "
+                         "or srun")  # fmt: skip
+
+
+def _fail_together(message: str) -> None:
+    """Under MPI every rank may have the same complaint, or one alone: rank 0 says what all have to say."""
+    crew = _JOB.crew
+    if crew is not None:
+        try:
+            crew.agree(message, "")
+        except ValueError as error:
+            message = str(error)
+        if crew.rank:
+            raise typer.Exit(2)
+    fail(message)
 
 
 def fail(message: str) -> None:
@@ -58,6 +114,8 @@ def command_line() -> str:
 
 def done(report: PackReport, cure: str = "") -> None:
     """cure: what else helps against sites with very few rows."""
+    if report.rank:
+        return
     typer.echo(f"{report.path}: {report.rows} rows")
     if report.skipped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.skipped.items()))

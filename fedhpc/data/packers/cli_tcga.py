@@ -13,6 +13,7 @@ from fedhpc.data.packers.cli_shared import (
     Out,
     Overwrite,
     Seed,
+    alone,
     command_line,
     done,
     fractions_of,
@@ -52,6 +53,7 @@ def tcga_stage(
     with user_errors():
         from fedhpc.data.packers.tcga_stage import pack_tcga_stage
 
+        alone()
         fractions = fractions_of(split)
         assert fractions is not None
         done(pack_tcga_stage(
@@ -96,6 +98,7 @@ def tcga(
     with user_errors():
         from fedhpc.data.packers.tcga_xena import pack_tcga_folder
 
+        alone()
         fractions = fractions_of(split)
         assert fractions is not None
         done(pack_tcga_folder(

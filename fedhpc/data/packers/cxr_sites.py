@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from fedhpc.data.packers.crew import Crew
 from fedhpc.data.packers.cxr_text import pack_both
 from fedhpc.data.packers.source import Row, read_table, require_columns
 from fedhpc.data.packers.table import PackReport, TablePlan, pack_rows
@@ -36,6 +37,7 @@ def pack_cxr_sites(
     folder: Path, out: Path, *, also: Path | None = None, hospitals_only: bool = False, image_size: int = 128,
     split: tuple[float, float, float] = (0.7, 0.1, 0.2), random_seed: int = 0, vocab_size: int = 400,
     max_tokens: int = 48, skip_bad: bool = False, overwrite: bool = False, command: str = "",
+    crew: Crew | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack both sites, split by patient within each. Raises ValueError, FileNotFoundError.
 
@@ -52,9 +54,11 @@ def pack_cxr_sites(
             folder, also, out, site_rows=rows, site_source=_SOURCE, site_licence=_LICENCE,
             hospitals_only=hospitals_only, image_size=image_size, split=split, random_seed=random_seed,
             vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite, command=command,
+            crew=crew,
         )  # fmt: skip
     plan = TablePlan(
         table=table, out=out, name="cxr-sites", source=_SOURCE, licence=_LICENCE, note=_NOTE, command=command,
+        crew=crew,
         image_npz=folder / "cxr128_jpeg.npz", npz_index_column="index", image_size=image_size, channels=1,
         text_column="text", vocab_size=vocab_size, max_tokens=max_tokens,
         labels=("label", "findings", "view", "sex", "text_kind"), tabular={"demographics": ("sex_male", "age")},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhpc.data.packers.crew import Crew
 from fedhpc.data.packers.official import converted, with_values
 from fedhpc.data.packers.source import BadRow, Pictures, Row, Skipped, read_table, require_columns
 from fedhpc.data.packers.table import PackReport, TablePlan, pack_rows
@@ -50,11 +51,15 @@ class TwoFolders:
         part, _, inner = str(key).partition(":")
         return self._parts[part].read(inner, row)
 
+    def stamp(self, key: str | int, row: Row) -> str:
+        part, _, inner = str(key).partition(":")
+        return self._parts[part].stamp(inner, row)
+
 
 def pack_both(
     sites: Path, text: Path, out: Path, *, site_rows: list[Row], site_source: str, site_licence: str,
     hospitals_only: bool, image_size: int, split: tuple[float, float, float], random_seed: int, vocab_size: int,
-    max_tokens: int, skip_bad: bool, overwrite: bool, command: str,
+    max_tokens: int, skip_bad: bool, overwrite: bool, command: str, crew: Crew | None,
 ) -> PackReport:  # fmt: skip
     """Pack cxr_sites (`site_rows` of folder `sites`) and cxr_text together; every site is split by patient.
 
@@ -70,7 +75,8 @@ def pack_both(
         both = [row for row in both if row.values["site"] != "literature"]
     plan = TablePlan(
         table=table, out=out, name="cxr-sites+text", source=f"{site_source}; {_SOURCE}",
-        licence=f"{site_licence}; {_LICENCE}", note=_NOTE, command=command, image_size=image_size, channels=1,
+        licence=f"{site_licence}; {_LICENCE}", note=_NOTE, command=command, crew=crew, channels=1,
+        image_size=image_size,
         images=TwoFolders(
             sites=Pictures(column=None, root=None, npz=sites / "cxr128_jpeg.npz", index_column="index"),
             text=Pictures(column="image", root=text, npz=None, index_column=None),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedhpc.data.packers.crew import Crew
 from fedhpc.data.packers.source import BadRow, Row, Skipped
 from fedhpc.data.packers.split import check_fractions
 
@@ -24,12 +25,13 @@ class Options:
     overwrite: bool = False
     random_seed: int = 0
     command: str = ""
+    crew: Crew | None = None
 
     def plan(self) -> dict[str, Any]:
         """The fields of TablePlan that they set."""
         return {
             "image_size": self.image_size, "skip_bad": self.skip_bad, "overwrite": self.overwrite,
-            "command": self.command,
+            "command": self.command, "crew": self.crew,
         }  # fmt: skip
 
 

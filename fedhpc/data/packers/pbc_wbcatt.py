@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.data.hdf5 import SPLITS
+from fedhpc.data.packers.crew import Crew
 from fedhpc.data.packers.source import Row, read_table, require_columns
 from fedhpc.data.packers.split import split_by_patient
 from fedhpc.data.packers.table import PackReport, TablePlan, pack_rows
@@ -34,6 +35,7 @@ _NOTE = (
 def pack_pbc_wbcatt(
     folder: Path, out: Path, *, image_size: int | None = None, captioned_only: bool = False, keep_encoded: bool = False,
     vocab_size: int = 400, max_tokens: int = 64, skip_bad: bool = False, overwrite: bool = False, command: str = "",
+    crew: Crew | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack all rows, or with `captioned_only` those with a caption; pictures come in 64 px and are resized to
     `image_size`. Raises ValueError, FileNotFoundError."""
@@ -45,8 +47,8 @@ def pack_pbc_wbcatt(
     rows = _with_split([replace(row, values={**row.values, "cell_type": row.values["label"]}) for row in rows])
     plan = TablePlan(
         table=table, out=out, name="pbc-wbcatt", source=_SOURCE, licence="CC BY 4.0 (pictures), MIT (attributes)",
-        note=_NOTE, command=command, image_npz=folder / "pbc64_jpeg.npz", npz_index_column="index", channels=3,
-        image_size=image_size,
+        note=_NOTE, command=command, crew=crew, image_npz=folder / "pbc64_jpeg.npz", npz_index_column="index",
+        channels=3, image_size=image_size,
         keep_encoded=keep_encoded, text_column="caption", vocab_size=vocab_size, max_tokens=max_tokens,
         labels=("cell_type", *ATTRIBUTES), id_column="index", split_column="split", allow_missing=True,
         skip_bad=skip_bad, overwrite=overwrite,

@@ -1,28 +1,97 @@
-"""Read, check, resize and write pictures (and masks) row by row."""
+"""All pictures and masks of a table into the packed file: decoded by a crew of ranks, checked and written in order."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import itertools
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedhpc.data.hdf5 import PackWriter
-from fedhpc.data.images import decode_image, letterbox
-from fedhpc.data.packers.dicom import decode_dicom, is_dicom, require_pydicom
-from fedhpc.data.packers.source import BadRow, PictureSource, Row
+from fedhpc.data.packers.crew import Crew, run
+from fedhpc.data.packers.decode import CHUNK_ROWS, Chunk, Decoder, RowResult
+from fedhpc.data.packers.progress import Bar
+from fedhpc.data.packers.source import BadRow, PictureSource, Row, Skipped
+from fedhpc.data.packers.spool import Spool, Stored, say
 
 if TYPE_CHECKING:
     from fedhpc.data.packers.table import TablePlan
 
 _BATCH = 64
+_VERSION = 1  # raise it whenever the same picture and options give other pixels
+
+Task = tuple[int, Stored | None]  # a chunk, and what is known of it from an earlier, interrupted pack
+
+
+def worker(decoder: Decoder, spool: Spool) -> Callable[[Task, Callable[[], None]], Chunk | int]:
+    """What every rank does with a task: the decoded chunk, or its number where the stored one is still good."""
+
+    def work(task: Task, between: Callable[[], None]) -> Chunk | int:
+        index, stored = task
+        if stored is not None and decoder.stamp(index) == stored.stamp and stored.is_whole(spool.blobs):
+            return index
+        return decoder.decode(index, between)
+
+    return work
+
+
+def pixel_options(plan: TablePlan) -> dict[str, Any]:
+    """What shapes pixels, for the journal of an interrupted pack; the rows themselves are stamped chunk by chunk."""
+    names = (
+        "table", "image_column", "image_root", "image_npz", "npz_index_column", "mask_column", "mask_root", "mask_npz",
+        "mask_index_column", "image_size", "channels", "keep_encoded", "allow_missing",
+    )  # fmt: skip
+    options: dict[str, Any] = {"version": _VERSION, "chunk_rows": CHUNK_ROWS}
+    for name in names:
+        value = getattr(plan, name)
+        options[name] = value if value is None or isinstance(value, bool | int) else str(value)
+    for library in ("pillow", "pydicom"):
+        try:
+            options[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            options[library] = None
+    return options
+
+
+def write_pictures(
+    rows: Sequence[Row], writer: PictureWriter, decoder: Decoder, spool: Spool, crew: Crew, skipped: Skipped
+) -> list[Row]:
+    """Rank 0: decode all chunks, and write them in order as they come. Returns the rows that were kept."""
+    if spool.num_rows:
+        say(f"going on where an earlier pack ended: {spool.num_rows} of {len(rows)} rows were decoded before")
+    tasks = [(index, spool.known.get(index)) for index in range(decoder.num_chunks)]
+    arrived: set[int] = set()
+    kept: list[Row] = []
+    done = 0
+    with Bar(len(rows), "pictures") as bar:
+        for result in run(crew, tasks, worker(decoder, spool)):
+            fresh = isinstance(result, Chunk)
+            if isinstance(result, Chunk):
+                index = result.index
+                spool.add(result)
+            else:
+                index = result
+            bar.advance(len(decoder.rows(index)), counts=fresh)
+            arrived.add(index)
+            while done in arrived:
+                for row, error in writer.add(decoder.rows(done), spool.take(done)):
+                    if error is None:
+                        kept.append(row)
+                    else:
+                        skipped.take(error)
+                arrived.remove(done)
+                done += 1
+    return kept
 
 
 class PictureWriter:
-    """Adds one row's picture (and mask) at a time; nothing of a row is kept when `add` raises BadRow."""
+    """Adds chunks in order; nothing of a bad row is kept."""
 
-    def __init__(self, plan: TablePlan, pack: PackWriter, images: PictureSource, masks: PictureSource | None) -> None:
-        self._plan, self._pack, self._images, self._mask_source = plan, pack, images, masks
+    def __init__(self, plan: TablePlan, pack: PackWriter, images: PictureSource, has_masks: bool) -> None:
+        self._plan, self._pack, self._images, self._has_masks = plan, pack, images, has_masks
         self._shape: tuple[int, int, int] | None = None
         self._channels = plan.channels
         self._absent = 0  # rows without a picture before the first with one: the shape is not known yet
@@ -30,81 +99,72 @@ class PictureWriter:
         self._batch: list[np.ndarray] = []
         self._encoded: list[bytes] = []
         self._masks: list[bytes] = []  # zlib: thousands take little; all must be seen before the first is written
-        self._mask_values = np.zeros(256, bool)
+        self._has_classes = False
         self._mask_rows: list[int] = []
         self._mask_of: dict[str | int, int] = {}
 
-    def add(self, row: Row) -> None:
-        key = self._images.key(row)
-        if key is None and not self._plan.allow_missing:
-            raise BadRow("no picture", f"{row.where}: the row names no picture: fill it in, or set --allow-missing "
-                         "where rows may lack one")  # fmt: skip
-        data, image = self._load(key, row) if key is not None else (b"", None)
-        mask = self._mask(row, image)
-        self._present.append(image is not None)
-        self._mask_rows.append(mask)
-        if self._shape is None and image is None:
-            self._absent += 1
-            return
-        if image is not None and self._shape is None:
-            self._shape = image.shape
-            self._channels = image.shape[2]
+    def add(self, rows: Sequence[Row], chunk: Chunk) -> list[tuple[Row, BadRow | None]]:
+        """Each row with what is wrong with it."""
+        sizes = [*(result.size for result in chunk.rows), *(mask.size for mask in chunk.masks)]
+        edges = np.cumsum([0, *sizes]).tolist()
+        parts = [memoryview(chunk.blob)[a:b] for a, b in itertools.pairwise(edges)]
+        masks = parts[len(chunk.rows) :]
+        outcome: list[tuple[Row, BadRow | None]] = []
+        for row, result, picture in zip(rows, chunk.rows, parts, strict=False):
+            try:
+                self._check(row, result)
+            except BadRow as error:
+                outcome.append((row, error))
+                continue
+            outcome.append((row, None))
+            self._mask_rows.append(-1 if result.mask < 0 else self._mask(chunk, result.mask, masks))
+            self._present.append(result.shape is not None)
+            self._place(result, picture)
+        return outcome
+
+    def _check(self, row: Row, result: RowResult) -> None:
+        """Against the rows before."""
+        if result.unread is not None:
+            raise BadRow(*result.unread)
+        shape = result.shape
+        if shape is not None:
+            if self._channels is not None and shape[2] != self._channels:
+                raise BadRow("other channels", f"{row.where}: picture {self._images.key(row)} has {shape[2]} channels, "
+                             f"earlier ones {self._channels}: set --channels 1 or 3 to convert")  # fmt: skip
+            if self._shape is not None and shape != self._shape:
+                raise BadRow("other size", f"{row.where}: picture {self._images.key(row)} is {shape[1]}x{shape[0]}, "
+                             f"earlier ones {self._shape[1]}x{self._shape[0]}: set --image-size")  # fmt: skip
+        if result.unfit is not None:
+            raise BadRow(*result.unfit)
+
+    def _mask(self, chunk: Chunk, place: int, parts: Sequence[memoryview]) -> int:
+        """Its number in the file; a mask that several rows name is kept once."""
+        mask = chunk.masks[place]
+        if mask.key not in self._mask_of:
+            self._has_classes |= mask.has_classes
+            self._masks.append(bytes(parts[place]))
+            self._mask_of[mask.key] = len(self._masks) - 1
+        return self._mask_of[mask.key]
+
+    def _place(self, result: RowResult, picture: memoryview) -> None:
+        if self._shape is None:
+            if result.shape is None:
+                self._absent += 1
+                return
+            self._shape = result.shape
+            self._channels = result.shape[2]
             for _ in range(self._absent):
-                self._push(b"", None)
-        self._push(data, image)
+                self._push(RowResult(), memoryview(b""))
+        self._push(result, picture)
 
-    def _load(self, key: str | int, row: Row) -> tuple[bytes, np.ndarray]:
-        data = self._images.read(key, row)
-        if is_dicom(data):
-            require_pydicom()
-        try:
-            image = _decode(data, self._plan.channels)
-        except ValueError as error:
-            raise BadRow("unreadable picture", f"{row.where}: picture {key}: {error}") from error
-        if self._channels is not None and image.shape[2] != self._channels:
-            raise BadRow("other channels", f"{row.where}: picture {key} has {image.shape[2]} channels, earlier ones "
-                         f"{self._channels}: set --channels 1 or 3 to convert")  # fmt: skip
-        if self._plan.image_size:
-            image = letterbox(image, self._plan.image_size)
-        if self._shape is not None and image.shape != self._shape:
-            raise BadRow("other size", f"{row.where}: picture {key} is {image.shape[1]}x{image.shape[0]}, earlier ones "
-                         f"{self._shape[1]}x{self._shape[0]}: set --image-size")  # fmt: skip
-        if self._plan.keep_encoded and not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
-            raise BadRow("not JPEG or PNG", f"{row.where}: picture {key} is neither JPEG nor PNG: pack without "
-                         "--keep-encoded")  # fmt: skip
-        return data, image
-
-    def _mask(self, row: Row, image: np.ndarray | None) -> int:
-        """Index of the row's mask, -1 for none; a mask that several rows name is kept once."""
-        key = self._mask_source.key(row) if self._mask_source else None
-        if self._mask_source is None or key is None:
-            return -1
-        if image is None:
-            raise BadRow("mask without picture", f"{row.where}: the row has a mask but no picture: remove the mask")
-        if key in self._mask_of:
-            return self._mask_of[key]
-        try:
-            mask = decode_image(self._mask_source.read(key, row), 1)
-        except BadRow:
-            raise
-        except ValueError as error:
-            raise BadRow("unreadable mask", f"{row.where}: mask {key}: {error}") from error
-        if self._plan.image_size:
-            mask = letterbox(mask, self._plan.image_size, nearest=True)
-        if mask.shape[:2] != image.shape[:2]:
-            raise BadRow("mask of other size", f"{row.where}: mask {key} is {mask.shape[1]}x{mask.shape[0]}, its "
-                         f"picture {image.shape[1]}x{image.shape[0]}: set --image-size, or mend the mask")  # fmt: skip
-        self._mask_values[np.unique(mask)] = True
-        self._masks.append(zlib.compress(mask.tobytes(), 1))
-        self._mask_of[key] = len(self._masks) - 1
-        return self._mask_of[key]
-
-    def _push(self, data: bytes, image: np.ndarray | None) -> None:
+    def _push(self, result: RowResult, picture: memoryview) -> None:
         assert self._shape is not None
         if self._plan.keep_encoded:
-            self._encoded.append(data)
+            self._encoded.append(bytes(picture))
+        elif result.shape is None:
+            self._batch.append(np.zeros(self._shape, np.uint8))
         else:
-            self._batch.append(np.zeros(self._shape, np.uint8) if image is None else image)
+            self._batch.append(np.frombuffer(picture, np.uint8).reshape(self._shape))
         if max(len(self._batch), len(self._encoded)) >= _BATCH:
             self._flush()
 
@@ -125,23 +185,11 @@ class PictureWriter:
             raise ValueError(f"{self._plan.table}: no row has a picture: remove --image-column / --image-npz")
         self._flush()
         self._pack.set_present("image", np.asarray(self._present))
-        if self._mask_source is not None:
+        if self._has_masks:
             if not self._masks:
                 raise ValueError(f"{self._plan.table}: no row has a mask: remove --mask-column / --mask-npz")
-            binary = not self._mask_values[1:255].any()
             for start in range(0, len(self._masks), _BATCH):
                 raw = b"".join(zlib.decompress(mask) for mask in self._masks[start : start + _BATCH])
                 masks = np.frombuffer(raw, np.uint8).reshape(-1, *self._shape[:2])
-                self._pack.add_masks((masks > 0).astype(np.uint8) if binary else masks)
+                self._pack.add_masks(masks if self._has_classes else (masks > 0).astype(np.uint8))
             self._pack.set_mask_rows(np.asarray(self._mask_rows, np.int64))
-
-
-def _decode(data: bytes, channels: int | None) -> np.ndarray:
-    if not is_dicom(data):
-        return decode_image(data, channels)
-    image = decode_dicom(data)
-    if channels is None or image.shape[2] == channels:
-        return image
-    if channels == 1:
-        raise ValueError("a colour DICOM picture: set --channels 3")
-    return np.repeat(image, 3, axis=2)

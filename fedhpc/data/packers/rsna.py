@@ -49,6 +49,9 @@ class BoxMasks:
             mask[round(y) : round(y + height), round(x) : round(x + width)] = 255
         return encode_png(mask)
 
+    def stamp(self, key: str | int, row: Row) -> str:
+        return str(self._boxes.get(str(key), ()))
+
 
 def pack_rsna(
     folder: Path, out: Path, options: Options, *, split: tuple[float, float, float] = (0.7, 0.15, 0.15),

@@ -120,6 +120,9 @@ class PictureSource(Protocol):
     def read(self, key: str | int, row: Row) -> bytes:
         """The encoded bytes (DICOM too). Raises BadRow."""
 
+    def stamp(self, key: str | int, row: Row) -> str:
+        """Another text when the picture has changed, found without reading it: an interrupted pack goes by it."""
+
 
 class Pictures:
     """Encoded pictures by a row's cell: a path below a folder, or an index into an npz archive.
@@ -133,6 +136,7 @@ class Pictures:
         self._data: np.ndarray | None = None
         if npz is not None:
             self._data, self._offsets = _open_npz(npz)
+            self._stamp = file_stamp(npz)
 
     @property
     def count(self) -> int | None:
@@ -161,12 +165,27 @@ class Pictures:
         if self._data is not None:
             index = int(key)
             return self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
-        path = (self.root or Path()) / str(key)
+        path = self._path(key)
         try:
             return path.read_bytes()
         except OSError as error:
             raise BadRow("missing picture", f"{row.where}: {path} cannot be read ({error.strerror}): copy it "
                          "there, or correct the cell or --image-root / --mask-root") from error  # fmt: skip
+
+    def stamp(self, key: str | int, row: Row) -> str:
+        return self._stamp if self._data is not None else file_stamp(self._path(key))
+
+    def _path(self, key: str | int) -> Path:
+        return (self.root or Path()) / str(key)
+
+
+def file_stamp(path: Path) -> str:
+    """Size and time of last change."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _open_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,10 @@ other columns for the rows that were kept. A bad row is an error that names it, 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import numpy as np
 
 from fedhpc.data.hdf5 import SPLITS, PackWriter
 from fedhpc.data.packers.captions import write_captions
-from fedhpc.data.packers.pictures import PictureWriter
-from fedhpc.data.packers.progress import track
+from fedhpc.data.packers.crew import Crew, Processes
+from fedhpc.data.packers.decode import Decoder
+from fedhpc.data.packers.pictures import PictureWriter, pixel_options, worker, write_pictures
 from fedhpc.data.packers.source import (
     BadRow,
     Pictures,
@@ -29,6 +31,7 @@ from fedhpc.data.packers.source import (
     require_columns,
 )
 from fedhpc.data.packers.split import split_by_patient
+from fedhpc.data.packers.spool import Spool
 from fedhpc.data.text import encode_texts, load_tokenizer, pad_token_of, train_wordpiece
 
 _SPLIT_WORDS = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
@@ -74,6 +77,8 @@ class TablePlan:
     skip_bad: bool = False
     gzip: bool = False
     overwrite: bool = False
+    crew: Crew | None = None
+    """The ranks that decode pictures; one process when not set."""
     # What a packer sets beyond the options of `fedhpc pack table`:
     images: PictureSource | None = None
     """Pictures from elsewhere than one column or archive."""
@@ -94,6 +99,7 @@ class PackReport:
     rows: int
     skipped: Mapping[str, int]  # reason -> rows dropped
     cut_texts: int  # texts longer than max_tokens
+    rank: int = 0  # on others than 0 all counts are 0: the file is written by rank 0
 
 
 def pack_table(plan: TablePlan) -> PackReport:
@@ -116,21 +122,50 @@ def pack_rows(rows: list[Row], plan: TablePlan, skipped: Skipped | None = None) 
     rows = _check_rows(rows, plan, skipped)
     images = _images(plan, rows)
     masks = _masks(plan)
-    with PackWriter(
+    spool = Spool(plan.out)
+    pack = PackWriter(
         plan.out, name=plan.name, source=plan.source, licence=plan.licence, command=plan.command, note=_full_note(plan),
         gzip=plan.gzip, overwrite=plan.overwrite, extra={"dataset_version": plan.version} if plan.version else None,
-    ) as pack:  # fmt: skip
-        if images is not None:
-            writer = PictureWriter(plan, pack, images, masks)
-            kept = []
-            for row in track(rows, "pictures"):
-                try:
-                    writer.add(row)
-                    kept.append(row)
-                except BadRow as error:
-                    skipped.take(error)
-            rows = kept
+        temporary=spool.packed if images is not None else None,
+    )  # fmt: skip
+    crew = plan.crew or Processes(1)
+    crew.agree("", fingerprint(rows))
+    if images is None:
+        return _pack(rows, plan, pack, skipped) if crew.rank == 0 else PackReport(plan.out, 0, {}, 0, crew.rank)
+    decoder = Decoder(plan, rows, images, masks)
+    done = False
+    try:
+        if not crew.start(worker(decoder, spool)):  # before HDF5 opens a file: processes are forked
+            return PackReport(plan.out, 0, {}, 0, crew.rank)
+        spool.open(pixel_options(plan), decoder.num_chunks)
+
+        def pictures(pack: PackWriter) -> list[Row]:
+            writer = PictureWriter(plan, pack, images, masks is not None)
+            kept = write_pictures(rows, writer, decoder, spool, crew, skipped)
             writer.finish()
+            return kept
+
+        report = _pack(rows, plan, pack, skipped, pictures)
+        done = True
+        return report
+    finally:
+        crew.close()
+        spool.close(done=done)
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """The same on ranks that read the same table."""
+    return hashlib.sha256("\n".join(row.where for row in rows).encode()).hexdigest()
+
+
+def _pack(
+    rows: list[Row], plan: TablePlan, writer: PackWriter, skipped: Skipped,
+    pictures: Callable[[PackWriter], list[Row]] | None = None,
+) -> PackReport:  # fmt: skip
+    """Pictures, and then all other columns of the rows that these left."""
+    with writer as pack:
+        if pictures is not None:
+            rows = pictures(pack)
         if not rows:
             raise ValueError(f"{plan.table}: every row was dropped ({dict(skipped.counts)}); nothing is left to pack")
         cut = _write_columns(rows, plan, pack)
