@@ -145,7 +145,8 @@ def _sweep_here(cluster: LocalCluster, folder: Path, left: Sequence[Planned], pl
     def on_end(outcome: Outcome) -> None:
         nonlocal number
         number += 1
-        how = f"failed: {outcome.reason}" if outcome.exit_code else "finished"
+        stopped = outcome.exit_code == EXIT_PREEMPTED
+        how = outcome.reason if stopped else f"failed: {outcome.reason}" if outcome.exit_code else "finished"
         typer.echo(f"[{number}/{len(left)}] {outcome.name}: {how} ({watch.duration(outcome.seconds)})")
 
     pool = Pool(cluster.max_runs_at_once, cluster.ranks)

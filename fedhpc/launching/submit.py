@@ -82,7 +82,7 @@ def _executor(cluster: SlurmCluster, folder: Path, name: str, table: Path, timeo
     except ModuleNotFoundError as error:
         raise ValueError("submitting needs submitit: pip install 'fedhpc[slurm]'") from error
 
-    class Executor(SlurmExecutor):  # type: ignore[misc]
+    class Executor(SlurmExecutor):
         """Its constructor wants srun, which --dry-run can do without."""
 
         job_class = SlurmExecutor.job_class

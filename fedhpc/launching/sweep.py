@@ -193,7 +193,7 @@ def _names(axes: Mapping[str, Sequence[str]]) -> dict[tuple[str, str | None], st
 
 def _slug(value: str) -> str:
     """A value as a part of a folder's name: letters, digits and . _ + - only."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-")
+    return re.sub(r"[^A-Za-z0-9._+-]+", " ", value).strip().replace(" ", "-")
 
 
 def _without_free(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
