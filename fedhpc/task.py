@@ -23,7 +23,6 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
-from fedhpc.config.load import dump_config
 from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
@@ -39,7 +38,7 @@ from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN
-from fedhpc.run_folder import refuse_other_config
+from fedhpc.run_folder import refuse_other_config, write_config
 from fedhpc.runtime import Runtime, Stop, settle
 
 
@@ -263,5 +262,5 @@ def _open_run_dir(task: RunTask, runtime: Runtime) -> Any:
         print(f"fedhpc: {folder} has no file locks, so two runs in it at once would not be noticed", file=sys.stderr)
     if not task.accept_changes:
         refuse_other_config(folder, task.config)
-    (folder / "config.yaml").write_text(dump_config(task.config))
+    write_config(folder, task.config)
     return lock

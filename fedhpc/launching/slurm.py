@@ -243,12 +243,17 @@ def parse_sacct(text: str) -> dict[str, JobState]:
 
 
 def is_cancelled(job: str) -> bool:
-    """Whether somebody cancelled the job: it must not queue itself again then."""
+    """Whether somebody is ending the job: `scontrol requeue` would bring it back to life.
+
+    A job whose ranks are still ending is COMPLETING, whatever ends it; Slurm tells its own time limit by the reason.
+    """
     try:
         text = call("scontrol", "show", "job", job, "--oneliner")
     except SlurmError:
         return False
-    return bool(re.search(r"JobState=CANCELLED", text))
+    found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", text))
+    state, reason = found.get("JobState", ""), found.get("Reason", "")
+    return state == "CANCELLED" or (state == "COMPLETING" and reason != "TimeLimit")
 
 
 def requeue(job: str) -> None:

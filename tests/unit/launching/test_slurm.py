@@ -146,8 +146,16 @@ def test_a_missing_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         slurm.partitions()
 
 
-@pytest.mark.parametrize(("state", "cancelled"), [("CANCELLED", True), ("RUNNING", False)])
-def test_cancelled(state: str, cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(tmp_path, scontrol=f"echo 'JobId=1 JobState={state} Reason=None'")
+@pytest.mark.parametrize(
+    ("state", "reason", "cancelled"),
+    [
+        ("CANCELLED", "None", True),
+        ("COMPLETING", "None", True),  # its ranks are still ending
+        ("COMPLETING", "TimeLimit", False),
+        ("RUNNING", "None", False),
+    ],
+)
+def test_cancelled(state: str, reason: str, cancelled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, scontrol=f"echo 'JobId=1 JobState={state} Reason={reason} Dependency=(null)'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert slurm.is_cancelled("1") is cancelled
