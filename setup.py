@@ -36,6 +36,7 @@ setup(
         "h5py>=3.10",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "packaging>=23",
         "pillow>=10",
         "pydantic>=2.7",
         "PyYAML>=6",

@@ -30,6 +30,7 @@ from fedhpc.environment import (
     Launch,
     allocation_end,
     check_threads,
+    cpus_on_node,
     forgotten_ranks,
     parse_launch,
 )
@@ -78,6 +79,11 @@ def limit_threads(threads: int) -> None:
     """Call before NumPy and torch are imported: their libraries would start a thread for every CPU of the node."""
     for name in THREADS:
         os.environ[name] = str(threads)
+
+
+def usable_cpus() -> int:
+    """CPUs of this node that the job, or this process, may use."""
+    return cpus_on_node(os.environ)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

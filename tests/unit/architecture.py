@@ -34,6 +34,8 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "launching": frozenset({"exit_codes", "config", "report", "run_folder", "runtime", "federation", "comm", "task"}),
     "cli_shared": frozenset({"config"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "doctor": frozenset({"config", "data", "comm", "runtime"}),
+    "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {"runtime", "exit_codes", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
