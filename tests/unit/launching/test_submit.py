@@ -86,10 +86,18 @@ def test_what_lies_around_the_ranks() -> None:
     lines = text(SlurmCluster(**PLAIN, setup=["module load cuda"]))  # type: ignore[arg-type]
     order = [
         next(i for i, line in enumerate(lines) if part in line)
-        for part in ("module load cuda", "batch started", "srun", "fedhpc_code=$?", "batch ended", "exit $fedhpc_code")
+        for part in (
+            "OMP_NUM_THREADS=1",
+            "module load cuda",
+            "batch started",
+            "srun",
+            "fedhpc_code=$?",
+            "batch ended",
+            "exit $fedhpc_code",
+        )
     ]
     assert order == sorted(order)
-    between = lines[order[2] + 1 : order[3]]
+    between = lines[order[3] + 1 : order[4]]
     assert all(not line.strip() or line.startswith("#") for line in between), "$? is srun's"
 
 
