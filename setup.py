@@ -62,6 +62,7 @@ setup(
         "sheets": ["openpyxl>=3.1", "xlrd>=2"],
         "dev": [
             "hypothesis>=6",
+            "mpi4py>=4",
             "mypy>=1.13",
             "openpyxl>=3.1",
             "pre-commit>=4",

@@ -72,6 +72,9 @@ class RunTask:
             except RankLost as error:
                 if runtime.liveness is None:
                     raise
+                refused = runtime.liveness.refusal()
+                if refused:
+                    raise ValueError(refused) from error
                 raise RankLost(f"{runtime.liveness.diagnose()}. First sign: {error}") from error
             finally:
                 if lock is not None:
