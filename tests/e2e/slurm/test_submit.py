@@ -13,7 +13,7 @@ import pytest
 
 from fedhpc.launching import journal, slurm, watch
 from tests.conftest import ROOT
-from tests.e2e.command import SMOKE, fedhpc, send, sha_of
+from tests.e2e.command import SMOKE, finish, send, sha_of, start
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 
@@ -22,6 +22,10 @@ CLUSTER = ("--cluster", str(ROOT / "configs" / "cluster" / "two_nodes.yaml"))
 QUIET = ("data.path=phantom.h5", "report.tensorboard=false", "report.plots=false")
 LONG = ("rounds=12", "fit.steps=10", "evaluation.every=5", *QUIET)
 PATIENCE_S = 400.0
+
+
+def fedhpc(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    return finish(start(folder, *arguments), PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
