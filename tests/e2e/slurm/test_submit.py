@@ -166,6 +166,14 @@ def test_restarts_are_bounded_and_status_says_why(folder: Path, run_dir: Path) -
     assert events(run_dir)[-1] == "ended"
 
 
+def test_a_mistake_that_shows_while_running_is_not_queued_again(folder: Path, run_dir: Path) -> None:
+    submit(folder, run_dir, *QUIET, "fit.optimizer={name: sgd, learning_rate: 1e38}")
+    now = wait_until(run_dir, "failed")
+    assert "fit.optimizer.learning_rate" in now.reason
+    assert events(run_dir) == ["submitted", "started", "ended"]
+    assert journal.read(run_dir)[-1].exit_code == 2
+
+
 def test_a_sweep_is_one_array_and_gives_the_bits_of_single_processes(folder: Path) -> None:
     sweep = (str(SMOKE / "fedprox.yaml"), "algorithm.mu=0.01,0.1", "random_seed=0,1,2", "rounds=2", *QUIET)
     code, out, err = fedhpc(folder, "sweep", *sweep, "--cluster", "local", "--sweep-dir", "here")
