@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) -
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types format test-slow test-all bench clean
+.PHONY: help install quickstart test lint types format test-slow test-slurm test-all bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ quickstart: $(STAMP)  ## FedAvg and FedDRA on generated data with two ranks, com
 	$(BIN)/fedhpc report runs/quickstart/fedavg runs/quickstart/feddra
 
 test: lint types  ## Lint, types and all tests that take seconds
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not slurm'
 
 lint: $(STAMP)  ## Style and architecture by ruff
 	$(BIN)/ruff check .
@@ -37,10 +37,13 @@ format: $(STAMP)  ## Format and mend what ruff can
 	$(BIN)/ruff format .
 
 test-slow: $(STAMP)  ## The tests that take minutes
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not slurm'
 
-test-all: $(STAMP)  ## Every test
-	$(PYTEST)
+test-slurm: $(STAMP)  ## Jobs on a real Slurm of two nodes, made for it on this machine (as root on Debian)
+	slurm/local_cluster.sh run env $(PYTEST) -m slurm tests/e2e/slurm || [ $$? -eq 77 ]
+
+test-all: $(STAMP)  ## Every test, but for those on Slurm
+	$(PYTEST) -m 'not slurm'
 
 bench: $(STAMP)  ## The round-throughput benchmark; see benchmarks/
 	$(BIN)/python benchmarks/rounds/fedhpc_run.py --model cnn --ranks 2 --rounds 8

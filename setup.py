@@ -36,6 +36,7 @@ setup(
         "h5py>=3.10",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "packaging>=23",
         "pillow>=10",
         "pydantic>=2.7",
         "PyYAML>=6",
@@ -61,6 +62,7 @@ setup(
         "sheets": ["openpyxl>=3.1", "xlrd>=2"],
         "dev": [
             "hypothesis>=6",
+            "mpi4py>=4",
             "mypy>=1.13",
             "openpyxl>=3.1",
             "pre-commit>=4",

@@ -175,7 +175,7 @@ def export(
 def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int, stop: Stop) -> None:
     from fedhpc.comm.collectives import RankLost
     from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
-    from fedhpc.runtime import Preempted, leave
+    from fedhpc.runtime import USER_ERRORS, Preempted, leave
     from fedhpc.task import RunTask
 
     name = f"rank {rank}: " if world > 1 else ""
@@ -186,7 +186,7 @@ def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: i
         end(str(error), EXIT_PREEMPTED)
     except RankLost as error:
         end(str(error), EXIT_RANK_LOST)
-    except (ValueError, FloatingPointError, OSError) as error:
+    except USER_ERRORS as error:
         end(str(error), EXIT_USER_ERROR)
     else:
         if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,13 @@ def refuse_other_config(folder: Path, config: RunConfig) -> None:
             + "; ".join(f"{key} was {old}, is {new}" for key, (old, new) in changes.items())
             + ". Use another --run-dir, start anew with --fresh, or resume all the same with --accept-changes"
         )
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """config.yaml, resolved. At once: others read it while runs start."""
+    temporary = folder / "config.yaml.partial"
+    temporary.write_text(dump_config(config))
+    os.replace(temporary, folder / "config.yaml")
 
 
 def rounds_done(folder: Path) -> int:

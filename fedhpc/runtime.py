@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from fedhpc.config.schema import MeshConfig, RuntimeConfig
 from fedhpc.environment import (
     GLOO_INTERFACE,
+    MASTER,
     MPI,
     MPI_ABI,
     THREADS,
     Launch,
     allocation_end,
     check_threads,
+    cpus_on_node,
     forgotten_ranks,
     parse_launch,
 )
@@ -41,8 +43,14 @@ if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts r
 
     from fedhpc.comm.liveness import Liveness
     from fedhpc.comm.mesh import Mesh
+    from fedhpc.comm.rendezvous import Met
 
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
+USER_ERRORS = (
+    ValueError,
+    FloatingPointError,
+    OSError,
+)  # a user's mistake: exit code 2, and starting again does not help
 ONE_REQUEST_S = 2.0  # Slurm and srun may both pass on one SIGTERM
 
 
@@ -78,6 +86,11 @@ def limit_threads(threads: int) -> None:
     """Call before NumPy and torch are imported: their libraries would start a thread for every CPU of the node."""
     for name in THREADS:
         os.environ[name] = str(threads)
+
+
+def usable_cpus() -> int:
+    """CPUs of this node that the job, or this process, may use."""
+    return cpus_on_node(os.environ)
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -150,7 +163,6 @@ class Runtime:
         from fedhpc.comm.collectives import RankLost
         from fedhpc.comm.liveness import Liveness
         from fedhpc.comm.mesh import build_mesh
-        from fedhpc.comm.rendezvous import NoRendezvous, forget
 
         launch = read_launch()
         _keep_heap()
@@ -167,30 +179,30 @@ class Runtime:
             # warn_only: a model may use an operation that has no deterministic kernel; the warning names it.
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        store = None
-        if launch.world > 1:
-            timeout = datetime.timedelta(seconds=config.timeout_s)
+        if launch.world == 1:
+            runtime = cls(launch, build_mesh(mesh.shard, device.type), device, stop, margin_s=config.time_margin_s)
+        else:
             try:
-                store = _store(launch, folder, config.timeout_s)
-            except NoRendezvous as error:
-                raise RankLost(str(error)) from error
-            if device.type == "cuda":
-                _refuse_shared_gpus(store, launch, device)
-            dist.init_process_group(
-                backend,
-                store=dist.PrefixStore("fedhpc/group", store),
-                rank=launch.rank,
-                world_size=launch.world,
-                timeout=timeout,
-                device_id=device if backend == "nccl" else None,
-            )
-        runtime = cls(launch, build_mesh(mesh.shard, device.type), device, stop, margin_s=config.time_margin_s)
-        if store is not None:
-            runtime.liveness = Liveness(store, launch.rank, launch.world, config.timeout_s, lambda: runtime.where[0])
-            dist.barrier()
+                met = _meet(launch, folder, config.timeout_s)
+                if device.type == "cuda":
+                    _refuse_shared_gpus(met.store, launch, device)
+                dist.init_process_group(
+                    backend,
+                    store=dist.PrefixStore("fedhpc/group", met.store),
+                    rank=launch.rank,
+                    world_size=launch.world,
+                    timeout=datetime.timedelta(seconds=config.timeout_s),
+                    device_id=device if backend == "nccl" else None,
+                )
+                runtime = cls(launch, build_mesh(mesh.shard, device.type), device, stop, margin_s=config.time_margin_s)
+                runtime.liveness = Liveness(
+                    met.store, launch.rank, launch.world, config.timeout_s, lambda: runtime.where[0]
+                )
+                dist.barrier()
+            except RuntimeError as error:  # torch's and ours
+                raise RankLost(f"the ranks did not come together: {error}") from error
             runtime.liveness.start()
-            if launch.rank == 0:
-                forget(folder, launch.job)
+            met.done()
         if launch.rank == 0:
             runtime.ends_at = allocation_end(os.environ)
         return runtime
@@ -220,11 +232,19 @@ class Runtime:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         import torch.distributed as dist
 
+        from fedhpc.comm.collectives import RankLost
+
         together = kind is None or issubclass(kind, Preempted)
         if together and self.liveness is not None:
-            dist.barrier()  # nobody leaves while a neighbour may still need it
+            self.where[0] = "the end"
+            try:
+                dist.barrier()  # nobody leaves while a neighbour may still need it
+            except RuntimeError as lost:
+                raise RankLost(self.liveness.diagnose()) from lost
         if self.liveness is not None:
             self.liveness.stop()
+            if kind is not None and issubclass(kind, USER_ERRORS):
+                self.liveness.refuse(str(error))
         self.stop.restore()
         if dist.is_initialized() and together:
             # Rank 0 serves the store: it leaves last, when the others have said goodbye.
@@ -293,7 +313,7 @@ def _refuse_shared_gpus(store: dist.Store, launch: Launch, device: torch.device)
         )
 
 
-def _store(launch: Launch, folder: Path, timeout_s: float) -> dist.Store:
+def _meet(launch: Launch, folder: Path, timeout_s: float) -> Met:
     """The store through which ranks meet; also tells gloo which network to use where it could not know."""
     from fedhpc.comm import rendezvous
 
@@ -301,21 +321,18 @@ def _store(launch: Launch, folder: Path, timeout_s: float) -> dist.Store:
         host, port, fd = os.environ[STORE_FD].split(":")
         return rendezvous.meet_at(host, int(port), launch.rank, launch.world, timeout_s, int(fd))
     if launch.master:
-        import torch.distributed as dist
-
-        address = os.environ["MASTER_ADDR"]
-        timeout = datetime.timedelta(seconds=timeout_s)
-        store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timeout))
+        met = rendezvous.meet_by_environment(launch.rank, launch.world, timeout_s, os.environ[MASTER[0]])
     else:
-        store, address = _meet(launch, folder, timeout_s)
+        met = _meet_unaided(launch, folder, timeout_s)
     if launch.spans_nodes and GLOO_INTERFACE not in os.environ and rendezvous.hostname_is_loopback():
-        interface = rendezvous.interface_towards(address)
+        interface = rendezvous.interface_towards(met.address)
         if interface is not None:
             os.environ[GLOO_INTERFACE] = interface
-    return store
+    return met
 
 
-def _meet(launch: Launch, folder: Path, timeout_s: float) -> tuple[dist.Store, str]:
+def _meet_unaided(launch: Launch, folder: Path, timeout_s: float) -> Met:
+    """Where no launcher says who listens where."""
     from fedhpc.comm import rendezvous
 
     why = ""
@@ -323,10 +340,10 @@ def _meet(launch: Launch, folder: Path, timeout_s: float) -> tuple[dist.Store, s
         os.environ.setdefault(MPI_ABI, launch.launcher.replace(" ", "").lower())
         try:
             return rendezvous.meet_by_mpi(launch.rank, launch.world, timeout_s)
-        except ImportError as error:
+        except rendezvous.NoRendezvous:
+            raise
+        except (ImportError, RuntimeError) as error:
             why = f"mpi4py cannot be used ({error}): pip install 'fedhpc[mpi]', and load the MPI module of this mpirun"
-        except RuntimeError as error:
-            why = f"mpi4py cannot be used ({error}): set MPI4PY_LIBMPI to the MPI library of this mpirun"
     if not launch.job:
         raise ValueError(f"{launch.launcher} does not tell ranks apart from an earlier start, and {why}")
     return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)

@@ -23,7 +23,6 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
-from fedhpc.config.load import dump_config
 from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
@@ -73,6 +72,9 @@ class RunTask:
             except RankLost as error:
                 if runtime.liveness is None:
                     raise
+                refused = runtime.liveness.refusal()
+                if refused:
+                    raise ValueError(refused) from error
                 raise RankLost(f"{runtime.liveness.diagnose()}. First sign: {error}") from error
             finally:
                 if lock is not None:
@@ -265,5 +267,5 @@ def _open_run_dir(task: RunTask, runtime: Runtime) -> Any:
         print(f"fedhpc: {folder} has no file locks, so two runs in it at once would not be noticed", file=sys.stderr)
     if not task.accept_changes:
         refuse_other_config(folder, task.config)
-    (folder / "config.yaml").write_text(dump_config(task.config))
+    write_config(folder, task.config)
     return lock

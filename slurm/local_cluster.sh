@@ -3,9 +3,10 @@
 #   slurm/local_cluster.sh up      start it, and print the line that makes sbatch, srun and squeue talk to it
 #   slurm/local_cluster.sh down    stop it, with all its jobs
 #   slurm/local_cluster.sh status  what runs
-# Needs root on Debian or Ubuntu; installs their packages slurm-wlm, munge and openmpi-bin when missing. Exit code 77 where it cannot
-# run. Everything lies in $FEDHPC_SLURM_DIR (default /tmp/fedhpc-slurm): nothing outside it is touched, an installed Slurm
-# neither, and several clusters in several folders do not meet.
+#   slurm/local_cluster.sh run COMMAND [ARGUMENT ...]   a cluster of its own, for as long as the command runs
+# Needs root on Debian or Ubuntu; installs their packages slurm-wlm, munge and openmpi-bin when missing. Exit code 77 where
+# there is no such thing. Everything lies in $FEDHPC_SLURM_DIR (default /tmp/fedhpc-slurm); an installed Slurm is left
+# alone, and clusters in several folders do not meet.
 set -euo pipefail
 
 CANNOT=77
@@ -17,6 +18,12 @@ DAEMONS=(slurmctld slurmd-node1 slurmd-node2 munged)
 cannot() {
   echo "local_cluster.sh: $1" >&2
   exit $CANNOT
+}
+
+failed() {
+  echo "local_cluster.sh: $1; see $ROOT_DIR/log" >&2
+  down
+  exit 1
 }
 
 install_packages() {
@@ -115,17 +122,17 @@ up() {
   chmod 755 "$ROOT_DIR" "$ROOT_DIR/run"
   munged --force --key-file="$ROOT_DIR/munge.key" --socket="$ROOT_DIR/run/munge.socket" --pid-file="$ROOT_DIR/run/munged.pid" \
     --log-file="$ROOT_DIR/log/munged.log" --seed-file="$ROOT_DIR/munge.seed" 2>"$ROOT_DIR/log/munged.err" ||
-    cannot "munged did not start: $(tail -n 3 "$ROOT_DIR/log/munged.err")"
-  slurmctld -c || cannot "slurmctld did not start; see $ROOT_DIR/log/slurmctld.log"
+    failed "munged did not start: $(tail -n 3 "$ROOT_DIR/log/munged.err")"
+  slurmctld -c || failed "slurmctld did not start"
   local node
   for node in "${NODES[@]}"; do
-    slurmd -N "$node" || cannot "slurmd did not start; see $ROOT_DIR/log/slurmd-$node.log"
+    slurmd -N "$node" || failed "slurmd of $node did not start"
   done
   local tries=0
   until [ "$(sinfo --noheader --format=%T --Node --partition=debug 2>/dev/null | sort -u)" = idle ]; do
     sleep 0.2
     tries=$((tries + 1))
-    [ $tries -lt 150 ] || cannot "the nodes are not idle after 30 s: $(sinfo --noheader 2>&1); see $ROOT_DIR/log"
+    [ $tries -lt 150 ] || failed "the nodes are not idle after 30 s: $(sinfo --noheader 2>&1)"
   done
   echo "export SLURM_CONF=$SLURM_CONF"
 }
@@ -149,12 +156,25 @@ down() {
   done
 }
 
+run() {
+  ROOT_DIR=$(mktemp -d /tmp/fedhpc-slurm-XXXXXX)
+  trap 'down; rm -rf "$ROOT_DIR"' EXIT
+  trap 'exit 143' TERM
+  trap 'exit 130' INT
+  up >/dev/null
+  local code=0
+  "$@" || code=$?
+  [ $code -eq 0 ] || tail -n 20 "$ROOT_DIR"/log/slurm*.log >&2
+  return $code
+}
+
 case "${1:-}" in
   up) up ;;
+  run) shift && run "$@" ;;
   down) down ;;
   status) SLURM_CONF=$ROOT_DIR/slurm.conf sinfo --Node --long && SLURM_CONF=$ROOT_DIR/slurm.conf squeue ;;
   *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

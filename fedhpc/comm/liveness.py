@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
-from fedhpc.exit_codes import EXIT_RANK_LOST
+from fedhpc.exit_codes import EXIT_RANK_LOST, EXIT_USER_ERROR
 
 
 class Liveness:
@@ -25,7 +25,7 @@ class Liveness:
         store: the rendezvous store, reachable by all ranks.
         timeout_s: silence after which a rank is taken for dead.
         context: tells where we are ("round 3"), for the error.
-        on_lost: called with the error text; prints it and ends the process unless a test replaces it.
+        on_lost: called with the error text and the exit code; ends the process so unless a test replaces it.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Liveness:
         world: int,
         timeout_s: float,
         context: Callable[[], str],
-        on_lost: Callable[[str], None] | None = None,
+        on_lost: Callable[[str, int], None] | None = None,
     ) -> None:
         self._store = dist.PrefixStore("fedhpc/alive", store)
         self._rank = rank
@@ -83,6 +83,23 @@ class Liveness:
             return f"no rank is silent, so the network or a collective is at fault ({self._context()})"
         return self._sentence(lost)
 
+    def refuse(self, text: str) -> None:
+        """This rank ends because of a user's mistake: the others shall not take it for a loss, and not start again."""
+        try:
+            if not self._store.check(["refused"]):
+                self._store.set("refused", f"rank {self._rank} ended: {text}")
+                if self._rank == 0:
+                    time.sleep(1.5 * self._interval)  # the store ends with this rank: let the others read it
+        except RuntimeError:
+            return  # rank 0 is gone already, and its reason with it
+
+    def refusal(self) -> str | None:
+        """What a rank said that ended because of a user's mistake."""
+        try:
+            return self._store.get("refused").decode() if self._store.check(["refused"]) else None
+        except RuntimeError:
+            return None
+
     def _known_lost(self) -> list[int]:
         if not self._store.check(["lost"]):
             return []
@@ -110,10 +127,14 @@ class Liveness:
                 self._beat()
                 count = self._store.get(str(neighbour))
                 lost = self._known_lost()
+                refused = self.refusal()
             except RuntimeError:
                 # Rank 0 leaves last in an orderly end; a short wait tells an end from a loss.
                 if not self._stopped.wait(2 * self._interval) and not self._diagnosing:
-                    self._on_lost(self._sentence([0]))
+                    self._on_lost(self._sentence([0]), EXIT_RANK_LOST)
+                return
+            if refused and not self._diagnosing and not self._stopped.wait(self._interval):
+                self._on_lost(refused, EXIT_USER_ERROR)  # the main thread waits for that rank, and cannot say so
                 return
             now = time.monotonic()
             if count != seen:
@@ -122,11 +143,11 @@ class Liveness:
                 self._store.set("lost", str(neighbour))
                 lost = [neighbour]
             if lost and not self._diagnosing:
-                self._on_lost(self._sentence(lost))
+                self._on_lost(self._sentence(lost), EXIT_RANK_LOST)
                 return
 
 
-def _end_process(text: str) -> None:
+def _end_process(text: str, code: int) -> None:
     # The main thread may hang inside a collective for good, so this thread ends the process. Checkpoints are atomic.
     print(f"fedhpc: {text}", file=sys.stderr, flush=True)
-    os._exit(EXIT_RANK_LOST)
+    os._exit(code)

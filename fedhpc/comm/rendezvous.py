@@ -3,8 +3,8 @@
 Rank 0 lets the system choose a free port, so that two jobs on a node cannot collide, and tells the others where it is:
 through a file in a folder that all ranks see, named by the job (step and restart included), or by an MPI broadcast.
 The file may be one that an earlier job with the same name left behind. So it carries a token drawn at every start;
-whoever connects compares it with the token in the store it reaches, and looks again when they differ. Nobody has to set
-a secret.
+beside the store, rank 0 has a door that tells this token to whoever knocks. Only where it is the file's is the store
+used: who else may listen there could keep a rank waiting for good. Nobody has to set a secret.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import os
 import random
 import socket
 import struct
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
 FOLDER = ".rendezvous"
-TOKEN = "fedhpc/token"
-PROBE_S = 3.0  # to connect to an address that may be a wrong one
-GREET_S = 10.0  # for the first answer of what listens there
+MEETING_BYTES = 4096
+KNOCK_S = 5.0  # to reach an address that may be a wrong one, and to be answered there
 
 
 class NoRendezvous(RuntimeError):
@@ -41,7 +41,8 @@ class Meeting:
 
     node: str  # its machine, on which the loopback address works too
     addresses: tuple[str, ...]
-    port: int
+    port: int  # of the store
+    door: int  # port that tells the token
     token: str
 
     def to_json(self) -> str:
@@ -51,13 +52,51 @@ class Meeting:
     def from_json(cls, text: str) -> Meeting:
         """Raises ValueError when it is no meeting."""
         try:
-            fields = json.loads(text)
-            return cls(fields["node"], tuple(fields["addresses"]), int(fields["port"]), fields["token"])
+            found = json.loads(text)
+            ports = int(found["port"]), int(found["door"])
+            return cls(found["node"], tuple(found["addresses"]), *ports, found["token"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"no meeting: {text[:100]}") from error
 
 
-def host_store(world: int, timeout_s: float) -> tuple[dist.Store, Meeting]:
+class Door(threading.Thread):
+    """Tells everyone who connects the token, until it is shut."""
+
+    def __init__(self) -> None:
+        super().__init__(name="fedhpc-door", daemon=True)
+        self.token = uuid.uuid4().hex
+        self._listener = socket.create_server(("0.0.0.0", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                visitor, _ = self._listener.accept()
+            except OSError:
+                return  # shut
+            with visitor, contextlib.suppress(OSError):
+                visitor.settimeout(KNOCK_S)
+                visitor.sendall(self.token.encode())
+
+    def shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._listener.close()
+        self.join()
+
+
+@dataclass
+class Met:
+    """A rank that found the others: the store, and the address at which it (rank 0: others) reached it."""
+
+    store: dist.Store
+    address: str
+    done: Callable[[], None] = lambda: None
+    """Call when all have arrived: takes away what only latecomers would need."""
+
+
+def host_store(world: int, timeout_s: float) -> tuple[dist.Store, Meeting, Door]:
     """Rank 0: a store on a free port of all interfaces, and where it is."""
     listener = socket.create_server(("0.0.0.0", 0), backlog=max(128, world))
     port = listener.getsockname()[1]
@@ -70,13 +109,12 @@ def host_store(world: int, timeout_s: float) -> tuple[dist.Store, Meeting]:
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    meeting = Meeting(socket.gethostname(), own_addresses(), port, uuid.uuid4().hex)
-    store.set(TOKEN, meeting.token)
-    return store, meeting
+    door = Door()
+    return store, Meeting(socket.gethostname(), own_addresses(), port, door.port, door.token), door
 
 
-def join_store(meeting: Meeting, world: int, timeout_s: float) -> tuple[dist.Store, str]:
-    """Others: rank 0's store and the address by which it was reached.
+def join_store(meeting: Meeting, world: int, timeout_s: float) -> Met:
+    """Others: rank 0's store.
 
     Raises:
         NoRendezvous: nobody there answers, or it is not rank 0 of this job.
@@ -85,22 +123,27 @@ def join_store(meeting: Meeting, world: int, timeout_s: float) -> tuple[dist.Sto
     found = []
     for address in addresses:
         try:
-            socket.create_connection((address, meeting.port), timeout=PROBE_S).close()
-            greeting = datetime.timedelta(seconds=GREET_S)
-            store = dist.TCPStore(address, meeting.port, world, False, greeting, wait_for_workers=False)
-            if store.get(TOKEN).decode() != meeting.token:
-                raise RuntimeError("another job listens there")
+            knock(address, meeting)
+            timeout = datetime.timedelta(seconds=timeout_s)
+            return Met(dist.TCPStore(address, meeting.port, world, False, timeout, wait_for_workers=False), address)
         except (OSError, RuntimeError) as error:  # torch's errors are RuntimeErrors
-            found.append(f"{address}:{meeting.port}: {str(error).splitlines()[0]}")
-            continue
-        store.set_timeout(datetime.timedelta(seconds=timeout_s))
-        return store, address
+            found.append(f"{address}: {str(error).splitlines()[0]}")
     raise NoRendezvous("; ".join(found))
 
 
+def knock(address: str, meeting: Meeting) -> None:
+    """Raises OSError when nobody opens, or somebody else."""
+    told = b""
+    with socket.create_connection((address, meeting.door), timeout=KNOCK_S) as visit:
+        while len(told) < len(meeting.token) and (part := visit.recv(64)):
+            told += part
+    if told.decode(errors="replace") != meeting.token:
+        raise OSError("another job listens there")
+
+
 # -------------------------------------------------------------------------------------------------- ways to tell others
-def meet_by_file(folder: Path, job: str, rank: int, world: int, timeout_s: float) -> tuple[dist.Store, str]:
-    """The store and the address by which this rank reaches it. Every rank calls this; `forget` the file afterwards.
+def meet_by_file(folder: Path, job: str, rank: int, world: int, timeout_s: float) -> Met:
+    """Every rank calls this.
 
     Args:
         folder: seen by all ranks, such as the run folder.
@@ -110,14 +153,21 @@ def meet_by_file(folder: Path, job: str, rank: int, world: int, timeout_s: float
         NoRendezvous: rank 0 could not be reached within `timeout_s`.
         OSError: the folder cannot be written.
     """
-    path = meeting_file(folder, job)
+    path = folder / FOLDER / f"{job}.json"
     if rank == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-        store, meeting = host_store(world, timeout_s)
+        store, meeting, door = host_store(world, timeout_s)
         temporary = path.with_suffix(f".{meeting.token}")
         temporary.write_text(meeting.to_json())
         temporary.replace(path)
-        return store, meeting.addresses[0]
+
+        def done() -> None:
+            door.shut()
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                path.parent.rmdir()
+
+        return Met(store, meeting.addresses[0], done)
     deadline = time.monotonic() + timeout_s
     why, pause = "it was never written", 0.05
     while time.monotonic() < deadline:
@@ -135,19 +185,7 @@ def meet_by_file(folder: Path, job: str, rank: int, world: int, timeout_s: float
     )
 
 
-def meeting_file(folder: Path, job: str) -> Path:
-    return folder / FOLDER / f"{job}.json"
-
-
-def forget(folder: Path, job: str) -> None:
-    """Rank 0, when all have arrived."""
-    path = meeting_file(folder, job)
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-        path.parent.rmdir()
-
-
-def meet_by_mpi(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, str]:
+def meet_by_mpi(rank: int, world: int, timeout_s: float) -> Met:
     """The same over an MPI broadcast. MPI is ended at once: from here on the process may exit in any way.
 
     Raises:
@@ -163,6 +201,8 @@ def meet_by_mpi(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, st
     begun_here = not MPI.Is_initialized()
     if begun_here:
         MPI.Init()
+    met = None
+    text = bytearray(MEETING_BYTES)
     try:
         comm = MPI.COMM_WORLD
         if (comm.Get_rank(), comm.Get_size()) != (rank, world):
@@ -170,24 +210,20 @@ def meet_by_mpi(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, st
                 f"mpi4py sees rank {comm.Get_rank()} of {comm.Get_size()}, mpirun says {rank} of {world}: its MPI "
                 "library is not mpirun's"
             )
-        store = None
-        text = bytearray(4096)
         if rank == 0:
-            store, meeting = host_store(world, timeout_s)
-            encoded = meeting.to_json().encode()
-            text[: len(encoded)] = encoded
+            store, meeting, door = host_store(world, timeout_s)
+            met = Met(store, meeting.addresses[0], door.shut)
+            text[:] = meeting.to_json().encode().ljust(MEETING_BYTES)
         comm.Bcast(text, root=0)
     finally:
         if begun_here:
             MPI.Finalize()
-    if store is not None:
-        return store, meeting.addresses[0]
-    return join_store(Meeting.from_json(bytes(text).rstrip(b"\0").decode()), world, timeout_s)
+    return met or join_store(Meeting.from_json(text.decode()), world, timeout_s)
 
 
-def meet_at(host: str, port: int, rank: int, world: int, timeout_s: float, fd: int | None = None) -> dist.Store:
+def meet_at(host: str, port: int, rank: int, world: int, timeout_s: float, fd: int | None = None) -> Met:
     """At a place that all know. fd: rank 0's listening socket."""
-    return dist.TCPStore(
+    store = dist.TCPStore(
         host,
         port,
         world,
@@ -195,6 +231,14 @@ def meet_at(host: str, port: int, rank: int, world: int, timeout_s: float, fd: i
         timeout=datetime.timedelta(seconds=timeout_s),
         master_listen_fd=fd if rank == 0 else None,
     )
+    return Met(store, host)
+
+
+def meet_by_environment(rank: int, world: int, timeout_s: float, host: str) -> Met:
+    """As MASTER_ADDR (`host`) and MASTER_PORT say, and torchrun's own rules."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+    return Met(store, host)
 
 
 # ------------------------------------------------------------------------------------------------------------ addresses

@@ -172,7 +172,7 @@ def _plain_local(overrides: Sequence[str]) -> LocalCluster:
             keys = ", ".join(f"{PREFIX}{name}=N" for name in LocalCluster.model_fields if name != "kind")
             raise ConfigError("--cluster local", [f"override {shown(PREFIX + text)}: not accepted; it knows {keys}"])
         values[key] = int(value)
-    return LocalCluster(kind="local", **values)  # type: ignore[arg-type]
+    return LocalCluster(kind="local", **values)
 
 
 def check_cluster(cluster: Section) -> list[str]:

@@ -141,7 +141,7 @@ class PackWriter:
         dataset, start = self._file[path], self._file[path].shape[0]
         dataset.resize(start + len(values), axis=0)
         dataset[start:] = values
-        self._digests[path].update(np.ascontiguousarray(values).tobytes())
+        self._digests[path].update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
     # --------------------------------------------------------------------------------------------- all other columns
     def set_text(self, texts: Sequence[str]) -> None:

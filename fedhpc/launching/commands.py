@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from fedhpc.config.cluster import AnyCluster, LocalCluster, SlurmCluster
-from fedhpc.config.load import ConfigError, dump_config, load_config
+from fedhpc.config.load import ConfigError, load_config
 from fedhpc.exit_codes import EXIT_PREEMPTED
 from fedhpc.launching import collect as collecting
 from fedhpc.launching import prepare, watch
@@ -20,7 +20,7 @@ from fedhpc.launching import sweep as sweeping
 from fedhpc.launching.job import SubmittedRun
 from fedhpc.launching.pool import Outcome, Pool
 from fedhpc.launching.sweep import Planned
-from fedhpc.run_folder import delete_run, refuse_other_config
+from fedhpc.run_folder import delete_run, refuse_other_config, write_config
 
 EXIT_SOME_FAILED = 1
 LOGS = "slurm"  # folder of sbatch files, pickles and logs inside a run or sweep folder
@@ -59,7 +59,7 @@ def submit(
     if fresh:
         delete_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(resolved))
+    write_config(folder, resolved)
     (job,) = submitting.submit([run], cluster, folder / LOGS, resolved.name)
     typer.echo(f"job {job} is queued: {_shape(cluster)}")
     typer.echo(f"run folder  {folder}")
@@ -145,7 +145,8 @@ def _sweep_here(cluster: LocalCluster, folder: Path, left: Sequence[Planned], pl
     def on_end(outcome: Outcome) -> None:
         nonlocal number
         number += 1
-        how = f"failed: {outcome.reason}" if outcome.exit_code else "finished"
+        stopped = outcome.exit_code == EXIT_PREEMPTED
+        how = outcome.reason if stopped else f"failed: {outcome.reason}" if outcome.exit_code else "finished"
         typer.echo(f"[{number}/{len(left)}] {outcome.name}: {how} ({watch.duration(outcome.seconds)})")
 
     pool = Pool(cluster.max_runs_at_once, cluster.ranks)

@@ -39,7 +39,7 @@ class SubmittedRun:
     def __call__(self) -> dict[str, Any]:
         """The run's results. Ends the process otherwise, with the exit codes of `fedhpc run`."""
         from fedhpc.comm.collectives import RankLost
-        from fedhpc.runtime import Preempted, leave, read_launch
+        from fedhpc.runtime import USER_ERRORS, Preempted, leave, read_launch
         from fedhpc.task import RunTask
 
         launch = read_launch()
@@ -53,7 +53,7 @@ class SubmittedRun:
             leave(EXIT_PREEMPTED, f"{name}waits for the job to be queued again")
         except RankLost as error:
             leave(EXIT_RANK_LOST, name + str(error))
-        except (ValueError, FloatingPointError, OSError) as error:
+        except USER_ERRORS as error:
             leave(EXIT_USER_ERROR, name + str(error))
         if launch.rank == 0:
             print(f"shared sha256 {results['sha256']}", flush=True)

@@ -11,6 +11,7 @@ from fedhpc.launching import journal
 SAYS = "fedhpc: "
 NOT_THE_CAUSE = ("died or stopped answering", "waits for the job", "is queued again")  # said by those that are left
 TAIL_BYTES = 64 * 1024
+LONGEST = 300  # characters
 
 
 def last_words(folder: Path, job: str) -> str:
@@ -38,5 +39,6 @@ def _last_line(file: Path) -> str:
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith(SAYS):
             further = [line.strip() for line in lines[number + 1 :] if line.startswith("  ")]  # of a list of problems
-            return " ".join([lines[number].removeprefix(SAYS).strip(), *further[:2]])
+            said = " ".join([lines[number].removeprefix(SAYS).strip(), *further[:2]])
+            return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,9 +147,8 @@ def parse_nodes(text: str) -> list[Node]:
         if len(fields) != SINFO_FORMAT.count("|") + 1:
             continue
         name, cpus, memory, gres, features, state = (value.strip() for value in fields)
-        number = [int(re.match(r"\d+", value)[0]) if re.match(r"\d+", value) else 0 for value in (cpus, memory)]  # type: ignore[index]
         named = frozenset() if features in _UNLIMITED else frozenset(features.split(","))
-        found.append(Node(name, number[0], number[1], parse_gpus(gres), named, state))
+        found.append(Node(name, _whole(cpus), _whole(memory), parse_gpus(gres), named, state))
     return list({node.name: node for node in found}.values())
 
 
@@ -166,11 +165,14 @@ def parse_gpus(gres: str) -> dict[str, int]:
     return gpus
 
 
-def _limit(text: str, read: object) -> int | None:
-    assert callable(read)
-    value = None if text in _UNLIMITED else read(text)
-    assert value is None or isinstance(value, int)
-    return value
+def _whole(text: str) -> int:
+    """The number that a field begins with ("515000+" of nodes that differ); 0 without one."""
+    match = re.match(r"\d+", text)
+    return int(match[0]) if match else 0
+
+
+def _limit(text: str, read: Callable[[str], int | None]) -> int | None:
+    return None if text in _UNLIMITED else read(text)
 
 
 def _names(text: str) -> frozenset[str] | None:
@@ -243,12 +245,17 @@ def parse_sacct(text: str) -> dict[str, JobState]:
 
 
 def is_cancelled(job: str) -> bool:
-    """Whether somebody cancelled the job: it must not queue itself again then."""
+    """Whether somebody is ending the job: `scontrol requeue` would bring it back to life.
+
+    A job whose ranks are still ending is COMPLETING, whatever ends it; Slurm tells its own time limit by the reason.
+    """
     try:
         text = call("scontrol", "show", "job", job, "--oneliner")
     except SlurmError:
         return False
-    return bool(re.search(r"JobState=CANCELLED", text))
+    found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", text))
+    state, reason = found.get("JobState", ""), found.get("Reason", "")
+    return state == "CANCELLED" or (state == "COMPLETING" and reason != "TimeLimit")
 
 
 def requeue(job: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhpc.config.cluster import SlurmCluster
+from fedhpc.environment import THREADS
 from fedhpc.launching import batch, journal, slurm
 from fedhpc.launching.job import SubmittedRun
 from fedhpc.launching.journal import Limits
@@ -29,13 +30,11 @@ def limits_of(cluster: SlurmCluster) -> Limits:
 
 def sbatch_text(runs: Sequence[SubmittedRun], cluster: SlurmCluster, folder: Path, name: str) -> str:
     """The file that `submit` would hand to sbatch. Needs no Slurm."""
-    executor = _executor(
-        cluster, folder, name, folder / "runs_ID.json", max(run.config.runtime.timeout_s for run in runs)
-    )
+    executor = _executor(runs, cluster, folder, name, folder / "runs_ID.json")
     if len(runs) > 1:
         executor.parameters["map_count"] = len(runs)  # as submitit does for an array
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-    return text
+    return f"{text}\n"
 
 
 def would_refuse(runs: Sequence[SubmittedRun], cluster: SlurmCluster, folder: Path, name: str) -> str | None:
@@ -59,7 +58,7 @@ def submit(runs: Sequence[SubmittedRun], cluster: SlurmCluster, folder: Path, na
 
     table = folder / f"runs_{uuid.uuid4().hex[:8]}.json"
     batch.write_table(table, [run.run_dir for run in runs], limits_of(cluster))
-    executor = _executor(cluster, folder, name, table, max(run.config.runtime.timeout_s for run in runs))
+    executor = _executor(runs, cluster, folder, name, table)
     try:
         jobs = [executor.submit(runs[0])] if len(runs) == 1 else executor.submit_array(list(runs))
     except (FailedJobError, FailedSubmissionError) as error:
@@ -76,13 +75,15 @@ def log(folder: Path, job: str, rank: int | str) -> Path:
     return folder / f"{job}_{rank}_log.out"
 
 
-def _executor(cluster: SlurmCluster, folder: Path, name: str, table: Path, timeout_s: float) -> SlurmExecutor:
+def _executor(
+    runs: Sequence[SubmittedRun], cluster: SlurmCluster, folder: Path, name: str, table: Path
+) -> SlurmExecutor:
     try:
         from submitit import SlurmExecutor
     except ModuleNotFoundError as error:
         raise ValueError("submitting needs submitit: pip install 'fedhpc[slurm]'") from error
 
-    class Executor(SlurmExecutor):  # type: ignore[misc]
+    class Executor(SlurmExecutor):
         """Its constructor wants srun, which --dry-run can do without."""
 
         job_class = SlurmExecutor.job_class
@@ -93,12 +94,16 @@ def _executor(cluster: SlurmCluster, folder: Path, name: str, table: Path, timeo
 
     python = cluster.python or shlex.quote(sys.executable)
     executor = Executor(folder, max_num_timeout=MANY, python=python)
-    executor.update_parameters(**_parameters(cluster, name, table, python, timeout_s))
+    patience = math.ceil(2 * max(run.config.runtime.timeout_s for run in runs)) + 60
+    threads = max(run.config.runtime.threads_per_rank for run in runs)
+    executor.update_parameters(**_parameters(cluster, name, table, python, patience, threads))
     return executor
 
 
-def _parameters(cluster: SlurmCluster, name: str, table: Path, python: str, timeout_s: float) -> dict[str, Any]:
-    """In submitit's words."""
+def _parameters(
+    cluster: SlurmCluster, name: str, table: Path, python: str, patience_s: int, threads: int
+) -> dict[str, Any]:
+    """In submitit's words. patience_s: how long ranks may go on after the first has ended."""
     around = f"{python} -m fedhpc.launching.batch"
     which = f'{shlex.quote(str(table))} "${{SLURM_ARRAY_TASK_ID:-0}}" "$fedhpc_job"'
     given: dict[str, Any] = {
@@ -118,7 +123,7 @@ def _parameters(cluster: SlurmCluster, name: str, table: Path, python: str, time
         "srun_args": [
             f"--cpus-per-task={cluster.cpus_per_rank}",  # Slurm 22.05 and later do not pass sbatch's on
             "--kill-on-bad-exit=0",
-            f"--wait={math.ceil(2 * timeout_s) + 60}",
+            f"--wait={patience_s}",
             "--open-mode=append",
             *cluster.srun,
         ],
@@ -127,6 +132,8 @@ def _parameters(cluster: SlurmCluster, name: str, table: Path, python: str, time
             **{k.replace("_", "-"): v for k, v in cluster.sbatch.items() if v is not False},
         },
         "setup": [
+            # Before NumPy is imported, which would start a thread for each CPU of the node.
+            "export " + " ".join(f"{variable}={threads}" for variable in THREADS),
             *cluster.setup,
             'fedhpc_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
             f"{around} started {which} || exit 2",

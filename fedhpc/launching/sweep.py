@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config.fields import shown
-from fedhpc.config.load import ConfigError, dump_config, load_config
+from fedhpc.config.load import ConfigError, load_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.run_folder import is_free, refuse_other_config, rounds_done
+from fedhpc.run_folder import is_free, refuse_other_config, rounds_done, write_config
 
 MANIFEST = "sweep.json"
 LONGEST = 40  # characters of a value in a folder's name
@@ -142,7 +142,7 @@ def write_folders(runs: Sequence[Planned], places: Mapping[str, Path]) -> None:
     on does not change what is left of it."""
     for run in runs:
         places[run.name].mkdir(parents=True, exist_ok=True)
-        (places[run.name] / "config.yaml").write_text(dump_config(run.config))
+        write_config(places[run.name], run.config)
 
 
 def write_manifest(
@@ -193,7 +193,7 @@ def _names(axes: Mapping[str, Sequence[str]]) -> dict[tuple[str, str | None], st
 
 def _slug(value: str) -> str:
     """A value as a part of a folder's name: letters, digits and . _ + - only."""
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-")
+    return re.sub(r"[^A-Za-z0-9._+-]+", " ", value).strip().replace(" ", "-")
 
 
 def _without_free(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -242,7 +242,8 @@ def _tail(path: Path) -> list[dict[str, Any]]:
 def table(runs: Sequence[RunState], base: Path) -> Table:
     """A row a run; names are relative to `base`."""
     counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(run.state for run in runs)}
-    grid = Table(title=f"{base}: " + ", ".join(f"{number} {state}" for state, number in counts.items()))
+    told = ", ".join(f"{number} {state}" for state, number in counts.items())
+    grid = Table(title=f"{base}\n{told}", title_justify="left")
     grid.add_column("run")
     grid.add_column("state")
     for heading in ("round", "left", "best"):

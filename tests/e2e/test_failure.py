@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import SMOKE, child_of_rank, fedhpc, finish, send, sha_of, start, wait_for_rounds
+from tests.e2e.command import SMOKE, TIMEOUT_S, child_of_rank, fedhpc, finish, send, sha_of, start, wait_for_rounds
 
 CONFIG = str(SMOKE / "fedavg.yaml")
 LONG = (
@@ -38,7 +40,7 @@ def test_kill_9_of_a_rank_and_resume_on_other_ranks(uninterrupted: tuple[Path, s
     send(child_of_rank(process.pid, 1), signal.SIGKILL)
     killed = time.monotonic()
     code, _, err = finish(process)
-    assert code == 128 + signal.SIGKILL
+    assert code == 70
     assert "rank 1 of 2 was killed by SIGKILL" in err
     assert time.monotonic() - killed < 60  # runtime.timeout_s of the config
     code, out, err = fedhpc(folder, "run", CONFIG, *LONG, "--run-dir", "killed", "--ranks", "3")
@@ -78,6 +80,63 @@ def test_a_signal_checkpoints_and_says_so(number: signal.Signals, uninterrupted:
     code, out, err = fedhpc(folder, "run", CONFIG, *LONG, "--run-dir", name)
     assert code == 0, err
     assert sha_of(out) == sha
+
+
+@pytest.mark.parametrize("ranks", [(), ("--ranks", "2")], ids=["alone", "two"])
+def test_a_signal_in_the_first_seconds_is_not_lost(ranks: tuple[str, ...], uninterrupted: tuple[Path, str]) -> None:
+    """Before anything was trained: nothing to lose, and the same command goes on."""
+    folder, sha = uninterrupted
+    name = f"early_{len(ranks)}"
+    process = start(folder, "run", CONFIG, *LONG, "--run-dir", name, *ranks)
+    wait_for_handler(process)
+    process.terminate()
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert "asked to stop before round 0 of 12" in err
+    assert not (folder / name / "metrics.jsonl").exists()
+    if ranks:
+        code, out, err = fedhpc(folder, "run", CONFIG, *LONG, "--run-dir", name)
+        assert code == 0, err
+        assert sha_of(out) == sha
+
+
+def test_a_run_stops_before_its_allocation_ends(uninterrupted: tuple[Path, str]) -> None:
+    """Every start does a round at least, so that a job that is queued again comes to its end."""
+    folder, _ = uninterrupted
+    soon = {"FEDHPC_END_TIME": str(int(time.time()) + 500)}
+    arguments = ("run", CONFIG, *LONG, "rounds=2", "--run-dir", "short", "--ranks", "2")
+    code, _, err = fedhpc(folder, *arguments, "runtime.time_margin_s=1000", extra=soon)
+    assert code == 75, err
+    assert "a checkpoint of 1 of 2 rounds is written" in err
+    code, _, err = fedhpc(folder, *arguments, extra={"FEDHPC_END_TIME": str(int(time.time()) + 10_000)})
+    assert code == 0, err
+    assert "resuming after round 1" in err
+
+
+def test_a_mistake_that_one_rank_sees_ends_all_as_a_mistake(uninterrupted: tuple[Path, str]) -> None:
+    """Else a batch script would take it for a lost rank, and start again. Rank 0 alone looks into the run folder."""
+    folder, _ = uninterrupted
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    arguments = ("run", CONFIG, *LONG, "fit.steps=2", "--run-dir", "whole")
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [start(folder, *arguments, extra=common | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    for rank, process in enumerate(ranks):
+        code, _, err = finish(process)
+        assert code == 2, f"rank {rank}: {err}"
+        assert "fit.steps was 12, is 2" in err, f"rank {rank}: {err}"
+
+
+def wait_for_handler(process: subprocess.Popen[str]) -> None:
+    """Until the process catches SIGTERM, which is long before it trains."""
+    deadline = time.monotonic() + TIMEOUT_S
+    bit = 1 << (signal.SIGTERM - 1)
+    while True:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if int(status.split("SigCgt:")[1].split()[0], 16) & bit:
+            return
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.01)
 
 
 def test_two_runs_in_one_folder_are_refused(uninterrupted: tuple[Path, str]) -> None:

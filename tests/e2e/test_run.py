@@ -106,7 +106,7 @@ def test_mistakes_are_named_before_any_work(tmp_path: Path) -> None:
     assert "MASTER_ADDR" in err
     code, _, err = fedhpc(tmp_path, "run", config, extra={"SLURM_STEP_NUM_TASKS": "4"})
     assert code == 2
-    assert "torchrun" in err
+    assert "srun variables are incomplete: SLURM_PROCID not set" in err
 
 
 def test_a_diverging_client_is_named(tmp_path: Path) -> None:

@@ -31,9 +31,11 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "export_card": frozenset({"config", "data", "downstream"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
-    "launching": frozenset({"exit_codes", "config", "report", "run_folder", "runtime", "federation", "comm", "task"}),
+    "launching": frozenset({"config", "report", "run_folder", "environment", "exit_codes", "runtime", "comm", "task"}),
     "cli_shared": frozenset({"config"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "doctor": frozenset({"config", "data", "comm", "runtime"}),
+    "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {"runtime", "exit_codes", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
