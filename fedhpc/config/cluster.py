@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, field_validator
 
+from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.load import ConfigError, read_validated
 from fedhpc.config.section import Section
@@ -175,9 +176,9 @@ def _plain_local(overrides: Sequence[str]) -> LocalCluster:
     return LocalCluster(kind="local", **values)
 
 
-def check_cluster(cluster: Section) -> list[str]:
+def check_cluster(cluster: Section, is_draft: bool = False) -> list[str]:
     """Problems between keys, one line each."""
-    return list(_problems(cluster)) if isinstance(cluster, SlurmCluster) else []
+    return list(told(_problems(cluster), is_draft)) if isinstance(cluster, SlurmCluster) else []
 
 
 def _problems(cluster: SlurmCluster) -> Iterator[str]:

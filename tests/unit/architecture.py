@@ -32,7 +32,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "export_card": frozenset({"config", "data", "downstream"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
     "launching": frozenset({"config", "report", "run_folder", "environment", "exit_codes", "runtime", "comm", "task"}),
-    "cli_shared": frozenset({"config"}),
+    "cli_shared": frozenset({"config", "data", "models"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
     "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
