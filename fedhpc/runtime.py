@@ -43,11 +43,7 @@ if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts r
     from fedhpc.comm.rendezvous import Met
 
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
-USER_ERRORS = (
-    ValueError,
-    FloatingPointError,
-    OSError,
-)  # a user's mistake: exit code 2, and starting again does not help
+USER_ERRORS = (ValueError, FloatingPointError, OSError)  # exit code 2: starting again would not help
 
 
 class Preempted(Exception):
@@ -110,7 +106,8 @@ class Runtime:
         """Joins the process group when there are several ranks. Every rank calls this.
 
         Args:
-            folder: seen by all ranks, such as the run folder; ranks of some launchers meet through a file in it.
+            folder: seen by all ranks, such as the run folder; ranks of some launchers meet by a file in it. Default:
+                the working directory.
             stop: made earlier, to catch signals from then on.
 
         Raises:
@@ -119,7 +116,7 @@ class Runtime:
         """
         stop = stop or Stop()
         try:
-            return cls._join(config, mesh, folder or Path("runs"), stop)
+            return cls._join(config, mesh, folder or Path(), stop)
         except BaseException:
             stop.restore()
             raise
@@ -288,4 +285,10 @@ def _meet_unaided(launch: Launch, folder: Path, timeout_s: float) -> Met:
             )
     if not launch.job:
         raise ValueError(f"{launch.launcher} does not tell ranks apart from an earlier start, and {why}")
-    return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)
+    try:
+        return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written: {error}; ranks meet there, so set --run-dir to a folder that all can see and "
+            "write"
+        ) from error

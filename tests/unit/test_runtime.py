@@ -159,3 +159,8 @@ def test_gloo_is_told_its_network_only_where_the_hostname_would_mislead_it(
     runtime._meet(Launch("srun", 0, 2, 0, local_world, job="srun-7-0"), Path("runs"), 1.0)
     found = os.environ.pop("GLOO_SOCKET_IFNAME", None)
     assert found == chosen
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^/proc/nowhere cannot be written: .* set --run-dir"):
+        runtime._meet(Launch("srun", 0, 2, 0, 2, job="srun-7-0"), Path("/proc/nowhere"), 1.0)
