@@ -17,7 +17,7 @@ from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run
 from fedhpc.data.packers.cli import pack_app
 
 if TYPE_CHECKING:
-    from fedhpc.runtime import Stop
+    from fedhpc.process import Stop
 
 app = typer.Typer(
     name="fedhpc",
@@ -62,10 +62,13 @@ def run(
     Alone, under torchrun, or with --ranks N. Exit codes: 0 done, 2 a mistake of yours, 70 a rank was lost,
     75 stopped at a checkpoint (run the same command again).
     """
+    from fedhpc.process import Stop
     from fedhpc.run_folder import delete_run
-    from fedhpc.runtime import Stop, limit_threads, read_launch, warn_if_alone
 
     stop = Stop()  # before anything that takes time: a signal is not lost
+
+    from fedhpc.runtime import limit_threads, read_launch, warn_if_alone
+
     try:
         launch = read_launch()
     except ValueError as error:
@@ -175,7 +178,8 @@ def export(
 def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int, stop: Stop) -> None:
     from fedhpc.comm.collectives import RankLost
     from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
-    from fedhpc.runtime import USER_ERRORS, Preempted, leave
+    from fedhpc.process import leave
+    from fedhpc.runtime import USER_ERRORS, Preempted
     from fedhpc.task import RunTask
 
     name = f"rank {rank}: " if world > 1 else ""

@@ -6,20 +6,15 @@ with Runtime.start(config.runtime, config.mesh, run_dir) as runtime:
 
 from __future__ import annotations
 
-import ctypes
 import datetime
-import gc
 import os
 import platform
-import signal
-import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
 
 from fedhpc.config.schema import MeshConfig, RuntimeConfig
 from fedhpc.environment import (
@@ -35,7 +30,9 @@ from fedhpc.environment import (
     forgotten_ranks,
     parse_launch,
 )
-from fedhpc.exit_codes import EXIT_PREEMPTED as EXIT_PREEMPTED
+from fedhpc.process import Stop, end_with_parent, keep_heap, warn
+from fedhpc.process import leave as leave
+from fedhpc.process import settle as settle
 
 if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts ranks does without it
     import torch
@@ -46,12 +43,7 @@ if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts r
     from fedhpc.comm.rendezvous import Met
 
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
-USER_ERRORS = (
-    ValueError,
-    FloatingPointError,
-    OSError,
-)  # a user's mistake: exit code 2, and starting again does not help
-ONE_REQUEST_S = 2.0  # Slurm and srun may both pass on one SIGTERM
+USER_ERRORS = (ValueError, FloatingPointError, OSError)  # exit code 2: starting again would not help
 
 
 class Preempted(Exception):
@@ -78,10 +70,6 @@ def warn_if_alone(launch: Launch) -> None:
         )
 
 
-def warn(text: str) -> None:
-    print(f"fedhpc: {text}", file=sys.stderr, flush=True)
-
-
 def limit_threads(threads: int) -> None:
     """Call before NumPy and torch are imported: their libraries would start a thread for every CPU of the node."""
     for name in THREADS:
@@ -96,29 +84,6 @@ def usable_cpus() -> int:
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """This process's environment plus `extra`, for processes that it starts."""
     return {**os.environ, **extra}
-
-
-class Stop:
-    """SIGTERM and SIGUSR2 ask for a checkpoint at the next safe point. A second SIGTERM ends at once.
-
-    Made as early as possible, so that a signal during start-up is remembered until there is a safe point.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._since = 0.0
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR2)}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.requested and number == signal.SIGTERM and now - self._since > ONE_REQUEST_S:
-            raise SystemExit(128 + number)
-        if not self.requested:
-            self.requested, self._since = True, now
-
-    def restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -141,7 +106,8 @@ class Runtime:
         """Joins the process group when there are several ranks. Every rank calls this.
 
         Args:
-            folder: seen by all ranks, such as the run folder; ranks of some launchers meet through a file in it.
+            folder: seen by all ranks, such as the run folder; ranks of some launchers meet by a file in it. Default:
+                the working directory.
             stop: made earlier, to catch signals from then on.
 
         Raises:
@@ -150,7 +116,7 @@ class Runtime:
         """
         stop = stop or Stop()
         try:
-            return cls._join(config, mesh, folder or Path("runs"), stop)
+            return cls._join(config, mesh, folder or Path(), stop)
         except BaseException:
             stop.restore()
             raise
@@ -165,9 +131,9 @@ class Runtime:
         from fedhpc.comm.mesh import build_mesh
 
         launch = read_launch()
-        _keep_heap()
+        keep_heap()
         if STORE_FD in os.environ:
-            _end_with_parent()
+            end_with_parent()
         slow = check_threads(os.environ, launch, config.threads_per_rank)
         if slow and launch.local_rank == 0:
             warn(slow)
@@ -251,36 +217,6 @@ class Runtime:
             dist.destroy_process_group()
 
 
-def _keep_heap() -> None:
-    """Stop glibc from handing freed memory back between steps, up to 1 GiB of it.
-
-    A training step frees its activations at its end; glibc then shrinks the heap and grows it again in the next step:
-    hundreds of page faults a step, up to a tenth of the time of a small network on a CPU (benchmarks/README.md).
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_threshold = -1, -3  # parameter numbers of mallopt(3)
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
-    mallopt(trim_threshold, 1 << 30)
-
-
-def settle() -> None:
-    """Call once when all is built: hands back what building left on the heap, and tells the garbage collector that
-    what is there stays, so that it does not look at half a million objects again and again."""
-    gc.collect()
-    gc.freeze()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _end_with_parent() -> None:
-    """A rank that `fedhpc run --ranks` started is asked to stop when that process is killed (Linux)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-
-
 def _device(name: str, launch: Launch) -> torch.device:
     import torch
 
@@ -343,21 +279,16 @@ def _meet_unaided(launch: Launch, folder: Path, timeout_s: float) -> Met:
         except rendezvous.NoRendezvous:
             raise
         except (ImportError, RuntimeError) as error:
-            why = f"mpi4py cannot be used ({error}): pip install 'fedhpc[mpi]', and load the MPI module of this mpirun"
+            why = (
+                f"mpi4py cannot be used ({error}): pip install 'fedhpc[mpi]', and load the MPI module of this mpirun, "
+                "so that LD_LIBRARY_PATH leads to its library"
+            )
     if not launch.job:
         raise ValueError(f"{launch.launcher} does not tell ranks apart from an earlier start, and {why}")
-    return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)
-
-
-def leave(code: int, text: str) -> NoReturn:
-    """End this process now. The group may be broken, and taking it down in order could hang."""
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def reserve_port(host: str = "127.0.0.1") -> socket.socket:
-    """A listening socket for the rendezvous store, to be inherited by rank 0."""
-    listener = socket.create_server((host, 0), backlog=1024)
-    listener.set_inheritable(True)
-    return listener
+    try:
+        return rendezvous.meet_by_file(folder, launch.job, launch.rank, launch.world, timeout_s)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written: {error}; ranks meet there, so set --run-dir to a folder that all can see and "
+            "write"
+        ) from error

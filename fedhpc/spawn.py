@@ -11,7 +11,8 @@ from pathlib import Path
 from types import FrameType
 
 from fedhpc.exit_codes import EXIT_PREEMPTED, EXIT_RANK_LOST
-from fedhpc.runtime import STORE_FD, Stop, child_environment, reserve_port
+from fedhpc.process import Stop, reserve_port
+from fedhpc.runtime import STORE_FD, child_environment
 
 POLL_S = 0.05
 

@@ -35,11 +35,12 @@ from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.rounds import Run, run_rounds, summary
 from fedhpc.interfaces import Algorithm, ClientId, DataSpec
 from fedhpc.models.zoo import build_model
+from fedhpc.process import Stop, settle
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN, UNSEEN
 from fedhpc.run_folder import refuse_other_config, write_config
-from fedhpc.runtime import Runtime, Stop, settle
+from fedhpc.runtime import Runtime
 
 
 @dataclass(frozen=True)

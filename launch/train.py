@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What every rank runs: torchrun --nproc-per-node 4 launch/train.py CONFIG [key=value ...] [--run-dir DIR]
 
-The same as `fedhpc run` in each process; torchrun tells it which rank it is.
+The same as `fedhpc run` in each process. srun, mpirun and torchrun tell it which rank it is (docs/cluster.md).
 """
 
 from __future__ import annotations

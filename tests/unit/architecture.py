@@ -13,6 +13,7 @@ BELOW_FEDERATION = frozenset({"interfaces", "config", "data", "models", "metrics
 ALLOWED: Mapping[str, frozenset[str]] = {
     "__init__": frozenset(),
     "exit_codes": frozenset(),
+    "process": frozenset(),  # what a process does to itself
     "environment": frozenset(),  # the table of launcher variables
     "interfaces": frozenset(),
     "config": frozenset(),
@@ -22,12 +23,12 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "models": frozenset({"interfaces", "config"}),
     "algorithms": frozenset({"interfaces", "config", "metrics"}),
     "client": frozenset({"interfaces", "config", "data", "models", "metrics", "comm"}),
-    "runtime": frozenset({"interfaces", "config", "comm", "environment", "exit_codes"}),
+    "runtime": frozenset({"interfaces", "config", "comm", "environment", "process"}),
     "report": frozenset({"interfaces", "config", "metrics"}),
-    "spawn": frozenset({"runtime", "exit_codes"}),  # starts processes, knows nothing of what they run
+    "spawn": frozenset({"runtime", "process", "exit_codes"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
     "run_folder": frozenset({"config"}),
-    "task": BELOW_FEDERATION | {"runtime", "report", "run_folder", "federation"},
+    "task": BELOW_FEDERATION | {"process", "runtime", "report", "run_folder", "federation"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "export_card": frozenset({"config", "data", "downstream"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
@@ -38,7 +39,18 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
-    | {"runtime", "exit_codes", "report", "spawn", "run_folder", "federation", "task", "downstream", "export"}
+    | {
+        "runtime",
+        "process",
+        "exit_codes",
+        "report",
+        "spawn",
+        "run_folder",
+        "federation",
+        "task",
+        "downstream",
+        "export",
+    }
     | {"cli_shared", "cli_launch", "cli_machine"},
     "__main__": frozenset({"cli"}),
 }
