@@ -96,6 +96,8 @@ def updated(
     step_size: float,
 ) -> Tensor:
     """The next weights: a step and a projection, or the exact inner maximum."""
+    if rho == 0 and kind != "simplex":
+        return uniform(len(q))  # to the last bit, which a bisection on a divergence that is flat there would miss
     if update == "exact":
         return worst_case(losses, kind, rho)
     return project(exponentiated(q, losses, step_size), kind, rho)
