@@ -115,7 +115,15 @@ def _watch(
             print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
     if first is not None:
         return first[1] if first[1] > 0 else EXIT_RANK_LOST
-    return EXIT_PREEMPTED if any(code != 0 for code in codes) else 0
+    if all(code == 0 for code in codes):
+        return 0
+    if EXIT_PREEMPTED not in codes:  # else a rank has said so
+        print(
+            "fedhpc: asked to stop while the ranks were starting; run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+    return EXIT_PREEMPTED
 
 
 def _stopped(code: int, asked: Sequence[int]) -> bool:

@@ -92,7 +92,7 @@ def test_a_signal_in_the_first_seconds_is_not_lost(ranks: tuple[str, ...], unint
     process.terminate()
     code, _, err = finish(process)
     assert code == 75, err
-    assert "asked to stop before round 0 of 12" in err
+    assert "asked to stop" in err
     assert not (folder / name / "metrics.jsonl").exists()
     if ranks:
         code, out, err = fedhpc(folder, "run", CONFIG, *LONG, "--run-dir", name)
@@ -104,7 +104,7 @@ def test_a_run_stops_before_its_allocation_ends(uninterrupted: tuple[Path, str])
     """Every start does a round at least, so that a job that is queued again comes to its end."""
     folder, _ = uninterrupted
     soon = {"FEDHPC_END_TIME": str(int(time.time()) + 500)}
-    arguments = ("run", CONFIG, *LONG, "rounds=2", "--run-dir", "short", "--ranks", "2")
+    arguments = ("run", CONFIG, *LONG, "rounds=2", "evaluation.every=1", "--run-dir", "short", "--ranks", "2")
     code, _, err = fedhpc(folder, *arguments, "runtime.time_margin_s=1000", extra=soon)
     assert code == 75, err
     assert "a checkpoint of 1 of 2 rounds is written" in err
