@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedhpc.config.algorithms import (
+    OWN_MODELS,
     CentralisedConfig,
     FedDRAConfig,
     FedOptConfig,
@@ -20,6 +21,7 @@ from fedhpc.config.algorithms import (
     QfflConfig,
     ScaffoldConfig,
 )
+from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
@@ -35,6 +37,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _rounds(config)
     problems += _feddra(config)
     problems += _plain_sgd(config)
+    problems += check_distillation(config)
     if world_size is not None:
         problems += _ranks(config, world_size)
     return problems
@@ -43,13 +46,15 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
 def check_files(config: RunConfig) -> list[str]:
     """Files that the run would read and that are not there. Needs the machine that runs it, so it is not in `check`."""
     problems = []
-    path = config.data.path
-    if path is not None and config.data.phantom is None and not path.is_file():
+    for section, data in (("data", config.data), ("public", config.public)):
+        path = None if data is None else data.path
+        if data is None or path is None or data.phantom is not None or path.is_file():
+            continue
         near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
         problems.append(
-            f"data.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... {path}`, "
-            "or set data.phantom: {} for generated data"
+            f"{section}.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... {path}`, "
+            f"or set {section}.phantom: {{}} for generated data"
         )
     for name, encoder in _encoders(config):
         if encoder.pretrained is None or not encoder.pretrained.startswith((".", "/", "~")):
@@ -73,20 +78,22 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
     if isinstance(algorithm, LocalConfig | CentralisedConfig):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
         add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
-        add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
+    if isinstance(algorithm, (CentralisedConfig, *OWN_MODELS)):
+        add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges no weights")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
         add("algorithm", "beta2 tau", "with server_optimizer: momentum")
     if isinstance(algorithm, QfflConfig) and algorithm.q == 0:
         add("algorithm", "lipschitz loss_fraction", "with q: 0, where losses do not weigh")
     if isinstance(algorithm, FedDRAConfig):
         _idle_in_feddra(algorithm, add)
+    idle_in_distillation(config, add)
     if config.aggregation.arithmetic == "float32":
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
-        if model.image.name in ("cnn", "cnn_tiny"):
+        if model.image is not None and model.image.name in ("cnn", "cnn_tiny"):
             add("model.image", "pretrained options freeze", f"with name: {model.image.name}, which is no timm network")
     else:
         add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
@@ -151,8 +158,9 @@ def _clients(config: RunConfig) -> Iterator[str]:
     if isinstance(partition, ColumnPartition) and partition.leave_out:
         if partition.column != "site":
             yield f"partition.leave_out names sites, but partition.column = {partition.column}; set column: site"
-        if config.aggregation.local_blocks or isinstance(config.algorithm, LocalConfig):
-            own = "aggregation.local_blocks" if config.aggregation.local_blocks else "algorithm.name = local"
+        if config.aggregation.local_blocks or isinstance(config.algorithm, OWN_MODELS):
+            own = "aggregation.local_blocks" if config.aggregation.local_blocks else ""
+            own = own or f"algorithm.name = {config.algorithm.name}"
             yield (
                 f"partition.leave_out = {shown(partition.leave_out)} with {own}: a site that never trains has no "
                 "blocks of its own to be evaluated with; set local_blocks: [], or another algorithm"
@@ -222,9 +230,12 @@ def _align_heads(model: DualEncoderConfig) -> Iterator[str]:
 
 
 def _encoders(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    yield "image", config.model.image
     if isinstance(config.model, DualEncoderConfig):
-        yield "text", config.model.text
+        yield from (("image", config.model.image), ("text", config.model.text))
+    elif config.model.image is not None:
+        yield "image", config.model.image
+    else:
+        yield from ((f"networks[{item}]", encoder) for item, encoder in enumerate(config.model.encoders))
 
 
 def _rounds(config: RunConfig) -> Iterator[str]:
