@@ -12,18 +12,19 @@ from torch import nn
 
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import LOCAL_STATE, derived_seed
+from fedhpc.client.residence import OWN_MODEL
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.load import load_config
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.select import client_rows, data_spec, unseen_clients
 from fedhpc.federation.checkpoint import Checkpoints, load_blocks
 from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, DataSpec
 from fedhpc.models.blocks import FlatModel
-from fedhpc.models.zoo import build_model
+from fedhpc.models.zoo import build_model, build_networks
 
 SHARED = "the shared model"
 
@@ -81,21 +82,56 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         trained = [c for c in dealt if c.id not in unseen]
         train_sites = frozenset(site_names[code] for c in trained for code in set(site[c.train].tolist()))
         path, checksum, tokenizer = packed.path, packed.checksum, packed.tokenizer_json
-    torch.manual_seed(derived_seed(config.random_seed, "model"))  # frozen weights are in no checkpoint
-    module = build_model(config.model, spec, config.objective).to(device)
-    if config.fit.channels_last:
-        module = module.to(memory_format=torch.channels_last)
-    weights = FlatModel(module, config.aggregation.local_blocks)
     names = {c.id: c.site for c in dealt}
-    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names).choose(client)
+    networks = _networks(config, spec, device)
+    weights = networks[_item(config, names, client)]
+    module = weights.module
+    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names, networks).choose(client)
     weights.load(blocks)
     rounds_done = int(checkpoints.load_loop(newest)["rounds_done"])
     if rounds_done < config.rounds:
         notes.append(f"the run is not finished: {rounds_done} of {config.rounds} rounds")
     return TrainedRun(
-        folder, config, spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names, train_sites,
-        path, checksum, tokenizer,
+        folder, _of_client(config, names, client), spec, module.eval(), device, newest, rounds_done, whose,
+        tuple(notes), names, train_sites, path, checksum, tokenizer,
     )  # fmt: skip
+
+
+def _networks(config: RunConfig, spec: DataSpec, device: torch.device) -> list[FlatModel]:
+    """The run's model, or its several networks, as they were before the first round."""
+    several = config.model.networks if isinstance(config.model, ClassifierConfig) else None
+    built = []
+    for item in range(len(several or (None,))):
+        # Frozen weights are in no checkpoint.
+        if several is None:
+            torch.manual_seed(derived_seed(config.random_seed, "model"))
+            module = build_model(config.model, spec, config.objective).to(device)
+        else:
+            assert isinstance(config.model, ClassifierConfig)
+            torch.manual_seed(derived_seed(config.random_seed, "model", item))
+            module = build_networks(config.model, spec, item).to(device)
+        if config.fit.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        built.append(FlatModel(module, config.aggregation.local_blocks))
+    return built
+
+
+def _item(config: RunConfig, names: dict[ClientId, str], client: int | str | None) -> int:
+    """Which of model.networks a client has. Raises ValueError when they differ and no client is named."""
+    if not isinstance(config.model, ClassifierConfig) or config.model.networks is None:
+        return 0
+    ids = [c for c, name in names.items() if client in (c, name, str(c))]
+    if not ids:
+        known = ", ".join(f"{c} ({name})" for c, name in names.items())
+        raise ValueError(f"client: {client}, but clients have different networks; set client: to one of {known}")
+    return ids[0] % len(config.model.networks)
+
+
+def _of_client(config: RunConfig, names: dict[ClientId, str], client: int | str | None) -> RunConfig:
+    """The config as if the client's network were that of all."""
+    if not isinstance(config.model, ClassifierConfig) or config.model.networks is None:
+        return config
+    return config.model_copy(update={"model": config.model.of(_item(config, names, client))})
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -134,6 +170,12 @@ class _Standing:
     clients: Sequence[ClientId]
     id: ClientId = 0
     state: ClientState = field(default_factory=dict)
+    networks: Sequence[Blocks] = ()
+
+    @property
+    def own(self) -> Blocks:
+        blocks: Blocks = self.state.get(OWN_MODEL, {})
+        return blocks
 
     @property
     def cohort(self) -> Sequence[ClientId]:
@@ -149,6 +191,7 @@ class _Weights:
     checkpoints: Checkpoints
     path: Path
     names: dict[ClientId, str]
+    networks: Sequence[FlatModel]
 
     def choose(self, client: int | str | None) -> tuple[dict[str, Block], str, list[str]]:
         """Blocks for the whole model, whose they are, notes."""
@@ -187,7 +230,8 @@ class _Weights:
         """The algorithm as it stood when the checkpoint was written."""
         algorithm = build_algorithm(self.config.algorithm)
         initial = {name: block.clone() for name, block in self.model.shared.items()}
-        standing: Any = _Standing(initial, tuple(self.names))
+        networks = [{name: b.clone() for name, b in one.shared.items()} for one in self.networks]
+        standing: Any = _Standing(initial, tuple(self.names), networks=networks)
         algorithm.setup(standing)
         for name, block in load_blocks(self.path / "shared.safetensors", algorithm.shared).items():
             algorithm.shared[name].flat.copy_(block.flat)
