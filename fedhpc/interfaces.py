@@ -172,6 +172,14 @@ class Client(Protocol):
     state: ClientState  # lives on the CPU between turns
     loss: Loss  # what the config minimises
 
+    @property
+    def own(self) -> Blocks:
+        """Its own model, as its last turn left it: its network's first weights before that. Not to be changed."""
+
+    def resume(self) -> None:
+        """Take up its own model. What is then done to it is kept, between turns and in checkpoints, until `load` puts
+        other weights in its place."""
+
     def load(self, shared: Blocks) -> None:
         """Take over the shared blocks that it owns."""
 
@@ -198,6 +206,18 @@ class Client(Protocol):
         frozen and in eval mode. lr_scale: a factor on the learning rate of a block. after_step(done, steps) is called
         after every optimizer step, so that weights on the way can be read.
         Raises FloatingPointError, with the client's id, when the loss is not finite.
+        """
+
+    def respond(self, batch: Batch, output: str) -> Tensor:
+        """One named output in train mode, without gradients. A `step` on the same batch goes back through this very
+        pass where nothing took its place meanwhile, else it makes the pass again, to the same bits. Without such a step
+        it leaves no trace."""
+
+    def step(self, batch: Batch, loss: Loss, *, rate: float | None = None, fresh: bool = False) -> float:
+        """One optimizer step of everything on one batch; its loss. Moments are apart from those of `fit`, and belong to
+        its own model. rate: the learning rate, the config's when not given. fresh: moments start from zero.
+
+        Raises FloatingPointError when the loss is not finite.
         """
 
     def batches(self, split: Split) -> Iterator[Batch]:
@@ -264,7 +284,15 @@ class Federation(Protocol):
 
     @property
     def initial(self) -> Blocks:
-        """The shared blocks before the first round."""
+        """The shared blocks before the first round; empty where clients have different networks."""
+
+    @property
+    def networks(self) -> Sequence[Blocks]:
+        """The first weights of each network: one, or several of which client k has the (k mod length)-th."""
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole run."""
 
     def generator(self, what: str) -> torch.Generator:
         """Randomness that all ranks share: on the CPU, a pure function of (random_seed, round, what)."""

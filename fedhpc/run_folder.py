@@ -13,8 +13,9 @@ import yaml
 from fedhpc.config.load import dump_config
 from fedhpc.config.schema import RunConfig
 
+NOISY_LABELS = "noisy_labels.csv"  # see data/noise.py
 LAUNCHES = "launches.jsonl"  # what was submitted, started, ended and queued again: see launching/journal.py
-RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json", LAUNCHES)
+RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json", NOISY_LABELS, LAUNCHES)
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream", "slurm")
 # May differ between a run and its resumption without changing any result.
 FREE_KEYS = (

@@ -23,18 +23,23 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
+from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, CentralisedConfig
 from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.noise import FILE as NOISY_LABELS
+from fedhpc.data.noise import noisy_labels, write_noise
 from fedhpc.data.packers.phantom import ensure_phantom
-from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients
+from fedhpc.data.partition import ClientRows
+from fedhpc.data.public import held_out_rows, public_batches
+from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients, usable_rows
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.rounds import Run, run_rounds, summary
-from fedhpc.interfaces import Algorithm, ClientId, DataSpec
-from fedhpc.models.zoo import build_model
+from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
+from fedhpc.models.zoo import build_model, build_networks
 from fedhpc.process import Stop, settle
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
@@ -166,32 +171,39 @@ def build(
     check_losses(algorithm, config.algorithm.name, [records[c] for c in trainers])
     keep_optimizer = config.fit.optimizer.keep_state
     if keep_optimizer is None:
-        keep_optimizer = config.algorithm.name in ("local", "centralised")
+        upstream = getattr(config.algorithm, "variant", "sound") == "upstream"
+        own = isinstance(config.algorithm, (CentralisedConfig, *OWN_MODELS))
+        keep_optimizer = own and not upstream
     stateful = algorithm.stateful or keep_optimizer or bool(config.aggregation.local_blocks)
     # --- the model and its data
     spec = data_spec(packed, config)
     check_pixels(config, spec)
-    torch.manual_seed(derived_seed(config.random_seed, "model"))
-    module = build_model(config.model, spec, config.objective)
-    engine = Engine(module, build_loss(config), config.fit, device, config.aggregation.local_blocks)
+    engines = build_engines(config, spec, device)
+    given: dict[str, torch.Tensor] = {}
     scorer: RetrievalScorer | ClassificationScorer
     if isinstance(config.model, ClassifierConfig):
         label = f"label/{label_column(packed, config)}"
         columns = {"image": "image", "label": label}
         scorer = ClassificationScorer(torch.from_numpy(packed.read(label)).long())
+        if config.noise is not None:
+            given["label"] = trained_labels(config, packed, dealt, run_dir if runtime.is_first else None)
     else:
         columns = {"image": "image", "tokens": "tokens"}
         group = torch.from_numpy(match_groups(packed, config.evaluation.match))
         scorer = RetrievalScorer(group, config.evaluation.batch_size)
-    source = Source(packed, columns, config.data.memory_mib)
+    source = Source(packed, columns, config.data.memory_mib, given)
     maker = BatchMaker(source, config.data, device, config.fit.channels_last)
-    slot = Slot(engine, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
+    public: list[Batch] = []
+    if isinstance(config.algorithm, ON_PUBLIC_DATA):
+        held_out = held_out_rows(packed, config, usable_rows(packed, config))
+        public = public_batches(packed, config, spec, held_out, device)
+    slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
     # --- the cluster
     ledger = Ledger()
     collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
     sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
     fed = SlotFederation(
-        slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals
+        slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals, public
     )
     # --- what people see
     reporter: RunReporter | SilentReporter = SilentReporter()
@@ -215,6 +227,36 @@ def build(
         locate,
     )
     return run, sites, reporter.close
+
+
+def build_engines(config: RunConfig, spec: DataSpec, device: torch.device) -> list[Engine]:
+    """One for all clients, or one for each of model.networks, which starts from weights of its own."""
+    loss, model = build_loss(config), config.model
+
+    def engine(module: torch.nn.Module) -> Engine:
+        return Engine(module, loss, config.fit, device, config.aggregation.local_blocks)
+
+    if not isinstance(model, ClassifierConfig) or model.networks is None:
+        torch.manual_seed(derived_seed(config.random_seed, "model"))
+        return [engine(build_model(model, spec, config.objective))]
+    engines = []
+    for item in range(len(model.networks)):
+        torch.manual_seed(derived_seed(config.random_seed, "model", item))
+        engines.append(engine(build_networks(model, spec, item)))
+    return engines
+
+
+def trained_labels(
+    config: RunConfig, packed: PackedFile, dealt: Sequence[ClientRows], run_dir: Path | None
+) -> torch.Tensor:
+    """data.label with config.noise in the clients' training rows, int32 [rows of the file]; run_dir gets a list."""
+    assert config.noise is not None
+    column = label_column(packed, config)
+    labels, classes = packed.read(f"label/{column}"), packed.label_classes[column]
+    noisy = noisy_labels(config.noise, labels, classes, dealt, config.random_seed)
+    if run_dir is not None:
+        write_noise(run_dir / NOISY_LABELS, labels, noisy, classes, dealt)
+    return torch.from_numpy(noisy)
 
 
 def check_pixels(config: RunConfig, spec: DataSpec) -> None:

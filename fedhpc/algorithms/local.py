@@ -1,45 +1,26 @@
-"""Reference without exchange: every client trains its own model on its own rows, all from the same start."""
+"""Reference without exchange: every client trains its own model on its own rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
 
+from fedhpc.algorithms.own_models import OwnModels
 from fedhpc.config.algorithms import LocalConfig
-from fedhpc.interfaces import Block, Blocks, Client, Contribution, Federation, Split
-
-MODEL = "model"
+from fedhpc.interfaces import Client, Contribution, Federation
 
 
-class Local:
+class Local(OwnModels):
     """Only the mean training loss leaves a client."""
 
-    reveals: ClassVar[frozenset[str]] = frozenset()
-    stateful: ClassVar[bool] = True
-    losses_on: Split | None = None
-
     def __init__(self, config: LocalConfig) -> None:
-        self.shared: dict[str, Block] = {}
-        self._start: Blocks = {}
+        super().__init__()
 
-    def setup(self, fed: Federation) -> None:
-        self._start = fed.initial
+    def setup(self, fed: Federation) -> None: ...
 
     def round(self, fed: Federation, index: int) -> Mapping[str, float]:
         return fed.reduce(self.turn, like={}, metrics=("loss",)).metrics
 
     def turn(self, client: Client) -> Contribution:
-        client.load(self.personal(client))
+        client.resume()
         report = client.fit()
-        client.state[MODEL] = {name: block.clone() for name, block in client.read().items()}
         return Contribution({}, float(client.num_examples), {"loss": report.loss})
-
-    def personal(self, client: Client) -> Blocks:
-        own: Blocks = client.state.get(MODEL, self._start)
-        return own
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state, f"local keeps no shared state, got {sorted(state)}"

@@ -7,10 +7,14 @@ from typing import Any
 
 from fedhpc.algorithms.afl import Afl
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
+from fedhpc.algorithms.feddf import FedDF
 from fedhpc.algorithms.feddra import FedDRA
+from fedhpc.algorithms.fedmd import FedMD
 from fedhpc.algorithms.fedopt import FedOpt
+from fedhpc.algorithms.fedproto import FedProto
 from fedhpc.algorithms.fedprox import FedProx
 from fedhpc.algorithms.local import Local
+from fedhpc.algorithms.mdhfl import Mdhfl
 from fedhpc.algorithms.moon import Moon
 from fedhpc.algorithms.qffl import Qffl
 from fedhpc.algorithms.scaffold import Scaffold
@@ -26,6 +30,11 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "qffl": Qffl,
     "afl": Afl,
     "feddra": FedDRA,
+    "mdhfl": Mdhfl,
+    "rhfl": Mdhfl,
+    "fedmd": FedMD,
+    "feddf": FedDF,
+    "fedproto": FedProto,
     "local": Local,
     "centralised": Centralised,
 }

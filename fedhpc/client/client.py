@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhpc.client.engine import Engine, learning_rate_at
+from fedhpc.client.engine import learning_rate_at
+from fedhpc.client.residence import OWN_MODEL, Residence
 from fedhpc.data.batches import BatchMaker, batch_sizes
 from fedhpc.interfaces import (
     Batch,
@@ -78,6 +79,7 @@ class Turn:
     round: int
     rounds: int
     fits: int = field(default=0)  # calls of `fit` so far in this turn
+    steps: int = field(default=0)  # single steps so far in this round
 
 
 class DataClient:
@@ -86,7 +88,7 @@ class DataClient:
     def __init__(
         self,
         record: ClientRecord,
-        engine: Engine,
+        residence: Residence,
         batch_maker: BatchMaker,
         state: ClientState,
         turn: Turn,
@@ -98,10 +100,12 @@ class DataClient:
         self.site = record.site
         self.modalities = record.modalities
         self.num_examples = len(record.rows.train)
+        engine = residence.engine
         self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
         self.state = state
         self.loss: Loss = engine.loss
         self._rows = record.rows
+        self._residence = residence
         self._engine = engine
         self._batch_maker = batch_maker
         self._turn = turn
@@ -111,10 +115,22 @@ class DataClient:
         engine.seed(derived_seed(turn.random_seed, turn.round, record.id, "turn"))
 
     def load(self, shared: Blocks) -> None:
+        self._residence.leave()
+        self._engine.restore_stepper({})
         weights = self._engine.weights
         weights.load(shared)
         if weights.local:
             weights.load(self.state.get(LOCAL_STATE) or self._engine.first_local)
+
+    @property
+    def own(self) -> Blocks:
+        if self._residence.client == self.id:
+            return self._engine.weights.shared
+        blocks: Blocks = self.state.get(OWN_MODEL, self._residence.start)
+        return blocks
+
+    def resume(self) -> None:
+        self._residence.enter(self.id)
 
     def read(self) -> Blocks:
         return self._engine.weights.shared
@@ -134,6 +150,7 @@ class DataClient:
         after_step: Callable[[int, int], None] | None = None,
     ) -> FitReport:
         start = time.perf_counter()
+        self._residence.forget_response()
         self._turn.fits += 1
         turn, config = self._turn, self._engine.config
         seed = derived_seed(turn.random_seed, turn.round, self.id, "fit", turn.fits)
@@ -176,6 +193,34 @@ class DataClient:
         rate_sum = math.fsum(learning_rate(step) for step in range(done))
         return FitReport(loss, done, examples, time.perf_counter() - start, rate_sum)
 
+    def respond(self, batch: Batch, output: str) -> Tensor:
+        self._seed_step()
+        return self._output(self._residence.respond(batch), output).detach()
+
+    def step(self, batch: Batch, loss: Loss, *, rate: float | None = None, fresh: bool = False) -> float:
+        outputs = self._residence.take_response(batch)
+        if outputs is None:
+            self._seed_step()
+            outputs = self._engine.respond(batch)
+        if fresh:
+            self._engine.restore_stepper({})
+        turn, optimizer = self._turn, self._engine.config.optimizer
+        value = loss(outputs, batch)
+        self._engine.step(value, learning_rate_at(optimizer, turn.round + 0.5, turn.rounds) if rate is None else rate)
+        turn.steps += 1
+        result = float(value.detach())
+        if not math.isfinite(result):
+            raise FloatingPointError(
+                f"client {self.id} ({self.site}): the loss on public data became {result} in round {turn.round}. Lower "
+                "algorithm.public_learning_rate or fit.optimizer.learning_rate, or set fit.clip_norm"
+            )
+        return result
+
+    def _seed_step(self) -> None:
+        """The same dropout in both halves of a step, however often its forward pass is made."""
+        turn = self._turn
+        self._engine.seed(derived_seed(turn.random_seed, turn.round, self.id, "step", turn.steps))
+
     def steps(self, budget: Budget | None = None) -> int:
         """Optimizer steps that a budget (the config's when not given) comes to for this client's rows."""
         config = self._engine.config
@@ -212,10 +257,13 @@ class DataClient:
         return total / sum(sizes)
 
     def forward(self, batch: Batch, output: str) -> Tensor:
-        outputs = self.outputs(batch)
-        if output not in outputs:
-            raise ValueError(f"the model has no output {output!r}; it has {', '.join(sorted(outputs))}")
-        return outputs[output]
+        return self._output(self.outputs(batch), output)
+
+    @staticmethod
+    def _output(outputs: Mapping[str, Tensor], name: str) -> Tensor:
+        if name not in outputs:
+            raise ValueError(f"the model has no output {name!r}; it has {', '.join(sorted(outputs))}")
+        return outputs[name]
 
     def outputs(self, batch: Batch) -> Mapping[str, Tensor]:
         """All outputs of the model in eval mode, without gradients."""

@@ -49,6 +49,7 @@ class Engine:
         # What a client's local blocks are before its first turn.
         self.first_local = {name: block.clone() for name, block in self.weights.local.items()}
         self._optimizers: dict[tuple[tuple[BlockName, ...], bool], torch.optim.Optimizer] = {}
+        self._stepper: torch.optim.Optimizer | None = None
         # The first one is slow: pay before the first round.
         self._last = self._optimizer(tuple(self.weights.blocks), False)
 
@@ -128,12 +129,50 @@ class Engine:
                     after_step(steps)
         return float(total) / max(num_batches, 1), steps, examples
 
-    def optimizer_state(self) -> dict[str, Any]:
-        """Moments after the last fit, by parameter name, on the CPU."""
+    # ---------------------------------------------------------------------------- single steps, beside those of `fit`
+    def respond(self, batch: Batch) -> Mapping[str, Tensor]:
+        """All outputs of the model in train mode, with the graph that a `step` goes back through."""
+        self.module.train()
+        with self._autocast():
+            outputs: Mapping[str, Tensor] = self._run(batch)
+        return outputs
+
+    def step(self, loss: Tensor, rate: float) -> None:
+        """One optimizer step of everything, with moments of its own that stay from step to step."""
+        loss.backward()
+        parameters = [p for group in self.stepper.param_groups for p in group["params"]]
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        for group in self.stepper.param_groups:
+            group["lr"] = rate
+        self.stepper.step()
+        for parameter in parameters:
+            parameter.grad = None
+
+    @property
+    def stepper(self) -> torch.optim.Optimizer:
+        """The optimizer of single steps; made when first asked for."""
+        if self._stepper is None:
+            parameters = [p for block in self.weights.parameters.values() for p in block]
+            self._stepper = build_optimizer(self.config.optimizer, [{"params": parameters, "block": ""}])
+        return self._stepper
+
+    def stepper_state(self) -> dict[str, Any]:
+        """Moments of single steps, by parameter name, on the CPU."""
+        return self.optimizer_state(self.stepper)
+
+    def restore_stepper(self, state: Mapping[str, Any]) -> None:
+        """Moments of single steps; empty: from zero."""
+        if self._stepper is not None or state:
+            self.stepper.state.clear()
+            self._restore_optimizer(self.stepper, state)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+        """Moments (of the last fit's optimizer when none is given), by parameter name, on the CPU."""
         names = {id(p): n for n, p in self.module.named_parameters()}
         return {
             names[id(parameter)]: {key: value.cpu().clone() for key, value in state.items() if value is not None}
-            for parameter, state in self._last.state.items()
+            for parameter, state in (optimizer or self._last).state.items()
         }
 
     def _restore_optimizer(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

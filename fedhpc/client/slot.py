@@ -1,24 +1,27 @@
-"""A slot hosts clients one at a time, in turns on one resident model: memory does not grow with their number."""
+"""A slot hosts clients one at a time, in turns on one resident model (or on one for each of several networks): memory
+does not grow with their number."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fedhpc.client.client import SPLITS, ClientRecord, DataClient, Turn, park, pool_size
 from fedhpc.client.engine import Engine
+from fedhpc.client.residence import Residence
 from fedhpc.data.batches import BatchMaker
 from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
 
 
 class Slot:
-    """The engine of this rank, and the state of the clients that live here.
+    """The engines of this rank, and the state of the clients that live here.
 
-    `states` holds what clients keep between rounds, on the CPU; a client that keeps nothing has no entry.
+    Args:
+        engines: one that all clients share, or several networks: client k has the (k mod length)-th.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Sequence[Engine],
         batch_maker: BatchMaker,
         records: Mapping[ClientId, ClientRecord],
         random_seed: int,
@@ -27,18 +30,38 @@ class Slot:
         stateful: bool,
         score: Callable[[DataClient, Split], EvalReport],
     ) -> None:
-        self.engine = engine
+        engines = engine if isinstance(engine, Sequence) else [engine]
+        self.engine = engines[0]
         self.records = records
-        self.states: dict[ClientId, ClientState] = {}
+        self._states: dict[ClientId, ClientState] = {}
+        self.residences = [Residence(one, self._states) for one in engines]
         self.round = 0
         self._batch_maker = batch_maker
         self._random_seed = random_seed
-        self._rounds = rounds
+        self.rounds = rounds
         self._keep_optimizer = keep_optimizer
         self._stateful = stateful
         self._score = score
         self._turns: dict[ClientId, Turn] = {}
-        self._pools = {split: pool_size(records.values(), split, engine.config.batch_size) for split in SPLITS}
+        self._pools = {split: pool_size(records.values(), split, self.engine.config.batch_size) for split in SPLITS}
+
+    @property
+    def states(self) -> dict[ClientId, ClientState]:
+        """What clients keep between rounds, on the CPU; a client that keeps nothing has no entry."""
+        for residence in self.residences:
+            residence.leave()
+        return {client: state for client, state in self._states.items() if state}
+
+    @states.setter
+    def states(self, states: Mapping[ClientId, ClientState]) -> None:
+        for residence in self.residences:
+            residence.forget()
+        self._states.clear()
+        self._states.update(states)
+
+    def residence(self, client: ClientId) -> Residence:
+        """Where a client has its turns."""
+        return self.residences[client % len(self.residences)]
 
     def begin(self, index: int) -> None:
         """A new round: every client's randomness starts from (random_seed, round, client)."""
@@ -47,12 +70,12 @@ class Slot:
 
     def turn(self, client: ClientId) -> DataClient:
         """Give the slot to a client. The one before must have been released."""
-        turn = self._turns.setdefault(client, Turn(self._random_seed, self.round, self._rounds))
+        turn = self._turns.setdefault(client, Turn(self._random_seed, self.round, self.rounds))
         return DataClient(
             self.records[client],
-            self.engine,
+            self.residence(client),
             self._batch_maker,
-            self.states.get(client, {}),
+            self._states.setdefault(client, {}),
             turn,
             self._keep_optimizer,
             self._pools,
@@ -63,4 +86,4 @@ class Slot:
         """Park what the client keeps."""
         if client.state:
             assert self._stateful, "clients that move between slots would lose their state; declare `stateful`"
-            self.states[client.id] = park(client.state)
+            client.state.update(park(client.state))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedhpc.config.distillation import FedDFConfig, FedMDConfig, FedProtoConfig, MdhflConfig, RhflConfig
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
@@ -192,7 +193,19 @@ AlgorithmConfig = Annotated[
     | MoonConfig
     | QfflConfig
     | AflConfig
+    | MdhflConfig
+    | RhflConfig
+    | FedMDConfig
+    | FedDFConfig
+    | FedProtoConfig
     | LocalConfig
     | CentralisedConfig,
     Field(discriminator="name"),
 ]
+
+# Every client trains its own model; nothing else is ever put in its place.
+OWN_MODELS = (LocalConfig, MdhflConfig, FedMDConfig, FedProtoConfig)
+# Clients may have different networks.
+DIFFERENT_NETWORKS = (*OWN_MODELS, FedDFConfig)
+# Compares models on config.public.
+ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig)

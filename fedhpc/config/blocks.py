@@ -7,17 +7,27 @@ from fnmatch import fnmatch
 
 from fedhpc.config.fields import closest
 from fedhpc.config.objectives import SiglipConfig
-from fedhpc.config.schema import ClassifierConfig, Model, RunConfig
+from fedhpc.config.schema import ClassifierConfig, EncoderConfig, Model, RunConfig
 
 # Words that aggregation.local_blocks may use in place of patterns.
 NORM_WORDS = ("batch_norm", "norm")
 CNNS = ("cnn", "cnn_tiny")  # networks of our own, without normalisation layers
+OWN_NETWORKS = (*CNNS, "resnet10", "resnet12", "shufflenet", "mobilenetv2")  # built here, for small pictures
+
+
+def encoders(model: Model) -> dict[str, EncoderConfig]:
+    """Dotted key below `model` -> encoder."""
+    if not isinstance(model, ClassifierConfig):
+        return {"image": model.image, "text": model.text}
+    if model.image is not None:
+        return {"image": model.image}
+    return {f"networks[{item}]": encoder for item, encoder in enumerate(model.encoders)}
 
 
 def block_prefixes(model: Model) -> dict[str, tuple[str, ...]]:
     """Name of each block -> how the names of its tensors begin."""
     if isinstance(model, ClassifierConfig):
-        return {"encoder/image": ("encoder.",), "head/image": ("head.",)}
+        return {"encoder/image": ("encoder.", "embed."), "head/image": ("head.",)}
     prefixes: dict[str, tuple[str, ...]] = {}
     for modality in ("image", "text"):
         prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
@@ -32,9 +42,12 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Those of `block_prefixes` that have anything to train, and so to exchange."""
     model, objective = config.model, config.objective
     blocks = block_prefixes(model)
-    if model.image.freeze:
-        blocks.pop("encoder/image")
-    if not isinstance(model, ClassifierConfig):
+    if isinstance(model, ClassifierConfig):
+        if all(encoder.freeze for encoder in model.encoders) and model.embed_dim is None:
+            blocks.pop("encoder/image")
+    else:
+        if model.image.freeze:
+            blocks.pop("encoder/image")
         if model.text.freeze:
             blocks.pop("encoder/text")
         if not (model.learn_temperature or isinstance(objective, SiglipConfig)):
@@ -44,12 +57,13 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 def unmatched_local_blocks(config: RunConfig) -> Iterator[str]:
     """A line for each entry of `aggregation.local_blocks` that cannot match anything, whatever the encoders are."""
-    blocks = trained_blocks(config)
-    name = config.model.image.name
+    blocks, model = trained_blocks(config), config.model
+    names = [encoder.name for encoder in model.encoders] if isinstance(model, ClassifierConfig) else []
     for pattern in config.aggregation.local_blocks:
         if pattern in NORM_WORDS:
-            if isinstance(config.model, ClassifierConfig) and name in CNNS:
-                yield f"aggregation.local_blocks: {pattern}, but model.image.name = {name} has no such layer; remove it"
+            if names and all(name in CNNS for name in names):
+                which = f"model.image.name = {names[0]}" if model.image is not None else f"model.networks: {names}"
+                yield f"aggregation.local_blocks: {pattern}, but {which} has no such layer; remove it"
         elif not _may_match(pattern, blocks):
             idle = sorted(set(block_prefixes(config.model)) - set(blocks))
             meant = closest(pattern, [*NORM_WORDS, *blocks])

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedhpc.config.algorithms import (
+    OWN_MODELS,
     CentralisedConfig,
     FedDRAConfig,
     FedOptConfig,
@@ -20,7 +21,8 @@ from fedhpc.config.algorithms import (
     QfflConfig,
     ScaffoldConfig,
 )
-from fedhpc.config.blocks import unmatched_local_blocks
+from fedhpc.config.blocks import encoders, unmatched_local_blocks
+from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
 from fedhpc.config.checks_robust import ROBUST_CHECKS
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
@@ -47,6 +49,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         _feddra(config),
         *(part(config) for part in ROBUST_CHECKS),
         _plain_sgd(config),
+        check_distillation(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -56,15 +59,17 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
 def check_files(config: RunConfig) -> list[str]:
     """Files that the run would read and that are not there. Needs the machine that runs it, so it is not in `check`."""
     problems = []
-    path = config.data.path
-    if path is not None and config.data.phantom is None and not path.is_file():
+    for section, data in (("data", config.data), ("public", config.public)):
+        path = None if data is None else data.path
+        if data is None or path is None or data.phantom is not None or path.is_file():
+            continue
         near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
         problems.append(
-            f"data.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
-            "or set data.phantom: {} for generated data"
+            f"{section}.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
+            f"or set {section}.phantom: {{}} for generated data"
         )
-    for name, encoder in _encoders(config):
+    for name, encoder in encoders(config.model).items():
         if encoder.pretrained is None or not encoder.pretrained.startswith((".", "/", "~")):
             continue  # a hub id
         if not Path(encoder.pretrained).expanduser().exists():
@@ -91,13 +96,15 @@ def _idle_in_algorithm(config: RunConfig, add: Add) -> None:
     if isinstance(algorithm, LocalConfig | CentralisedConfig):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
         add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
-        add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
+    if isinstance(algorithm, (CentralisedConfig, *OWN_MODELS)):
+        add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges no weights")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
         add("algorithm", "beta2 tau", "with server_optimizer: momentum")
     if isinstance(algorithm, QfflConfig) and algorithm.q == 0:
         add("algorithm", "lipschitz loss_fraction", "with q: 0, where losses do not weigh")
     if isinstance(algorithm, FedDRAConfig):
         _idle_in_feddra(algorithm, add)
+    idle_in_distillation(config, add)
 
 
 def _idle_elsewhere(config: RunConfig, add: Add) -> None:
@@ -108,7 +115,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
-        if model.image.name in ("cnn", "cnn_tiny"):
+        if model.image is not None and model.image.name in ("cnn", "cnn_tiny"):
             add("model.image", "pretrained options freeze", f"with name: {model.image.name}, which is no timm network")
     else:
         add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
@@ -174,8 +181,8 @@ def _clients(config: RunConfig) -> Iterator[str]:
         if partition.column != "site":
             yield f"partition.leave_out names sites, but partition.column = {partition.column}; set column: site"
         own, cure = None, ""
-        if isinstance(config.algorithm, LocalConfig):
-            own, cure = "algorithm.name = local", "another algorithm.name, or remove leave_out"
+        if isinstance(config.algorithm, OWN_MODELS):
+            own, cure = f"algorithm.name = {config.algorithm.name}", "another algorithm.name, or remove leave_out"
         elif config.aggregation.local_blocks and not isinstance(config.algorithm, CentralisedConfig):
             own = f"aggregation.local_blocks = {shown(config.aggregation.local_blocks)}"
             cure = "aggregation.local_blocks: []"
@@ -251,12 +258,6 @@ def _align_heads(model: DualEncoderConfig) -> Iterator[str]:
                 f"model.align_heads = {model.align_heads} does not divide model.{name}.options.{key} = {width}; "
                 f"set model.align_heads: {fits}"
             )
-
-
-def _encoders(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    yield "image", config.model.image
-    if isinstance(config.model, DualEncoderConfig):
-        yield "text", config.model.text
 
 
 def _rounds(config: RunConfig) -> Iterator[str]:

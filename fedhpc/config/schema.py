@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.noise import Noise
 from fedhpc.config.objectives import ObjectiveConfig
 from fedhpc.config.section import Section
 
@@ -167,13 +168,73 @@ class DualEncoderConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """One image network with a class for each value of `data.label`."""
+    """An image network with a class for each value of `data.label`: one for all clients, or several."""
 
     kind: Literal["classifier"]
-    image: EncoderConfig
-    """A timm name, or ``cnn`` / ``cnn_tiny``: the two networks of the throughput benchmark."""
+    image: EncoderConfig | None = None
+    """The network of all clients. A timm name; ``resnet10``, ``resnet12``, ``shufflenet`` or ``mobilenetv2``: small
+    pictures' (docs/mdhfl.md); or ``cnn`` / ``cnn_tiny``: those of the throughput benchmark."""
+    networks: list[EncoderConfig] | None = Field(None, min_length=1)
+    """In place of `image`: client k has the (k mod length)-th of these. A bare name stands for {name: NAME}. Each item
+    starts from weights of its own and stays in memory, so that clients of different items do not wait for each other.
+    """
+    embed_dim: int | None = Field(None, ge=1)
+    """A linear layer brings each network's features to this width before the last layer; FedProto over different
+    networks needs it."""
     head_dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout before the last layer. Default: 0.5 for the two benchmark networks, else 0."""
+
+    @field_validator("networks", mode="before")
+    @classmethod
+    def _bare_names(cls, value: Any) -> Any:
+        return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ClassifierConfig:
+        if (self.image is None) == (self.networks is None):
+            raise ValueError(
+                "set exactly one of model.image, the network of all clients, and model.networks, a list of them"
+            )
+        return self
+
+    @property
+    def encoders(self) -> list[EncoderConfig]:
+        """One for all clients, or one for each item of `networks`."""
+        if self.networks is not None:
+            return self.networks
+        assert self.image is not None, "the validator demands one of them"
+        return [self.image]
+
+    def of(self, client: int) -> ClassifierConfig:
+        """The model of one client, as if it were that of all."""
+        encoders = self.encoders
+        return self.model_copy(update={"image": encoders[client % len(encoders)], "networks": None})
+
+
+class PublicConfig(Section):
+    """Pictures that all clients hold alike and compare their models on; labels are never read."""
+
+    path: Path | None = None
+    """Packed file. Not set, and no `phantom`: training rows of data.path, taken from the clients (whole patients)."""
+    phantom: PhantomConfig | None = None
+    """Generate the set instead: once, into ``data/``, or at `path` where that is given."""
+    size: int | None = Field(None, ge=2)
+    """Rows, drawn at random. Not set: all of the file. Required where rows are taken from the clients."""
+    batch_size: int | None = Field(None, ge=2)
+    """Rows a batch; a last smaller one is left out, unless it is the only one. Default: fit.batch_size."""
+    classes: Literal["same", "any"] = "same"
+    """any: a file whose column data.label has another number of classes than the clients' will do all the same."""
+
+    @property
+    def held_out(self) -> bool:
+        """Rows come from the clients' own file."""
+        return self.path is None and self.phantom is None
+
+    @model_validator(mode="after")
+    def _size_known(self) -> PublicConfig:
+        if self.held_out and self.size is None:
+            raise ValueError("set public.size, the training rows to take from the clients; or path or phantom")
+        return self
 
 
 Model = Annotated[DualEncoderConfig | ClassifierConfig, Field(discriminator="kind")]
@@ -197,7 +258,7 @@ class OptimizerConfig(Section):
     """The learning rate rises linearly from zero over this many rounds."""
     keep_state: bool | None = None
     """Carry moments from round to round in client state. Default: only where a client never receives new weights
-    (`local`, `centralised`)."""
+    (`local`, `centralised`, and where clients own their models)."""
 
 
 class FitConfig(Section):
@@ -318,6 +379,11 @@ class RunConfig(Section):
     rounds: int = Field(ge=1)
     data: DataConfig
     partition: Partition
+    noise: Noise | None = Field(None, discriminator="kind")
+    """Wrong training labels, on purpose. Validation and test labels stay as they are."""
+    public: PublicConfig | None = None
+    """Pictures that all clients hold, for algorithms that compare models on them (docs/mdhfl.md). Under other
+    algorithms rows may be held out all the same, so that arms of a comparison train on the same ones."""
     model: Model
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
     """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier."""

@@ -36,12 +36,20 @@ class Source:
         reader: the open file.
         columns: batch name -> column of the file.
         memory_mib: columns are loaded while they fit, small ones first.
+        given: columns that stand in for the file's, by batch name [rows of the file, ...].
     """
 
-    def __init__(self, reader: RowReader, columns: Mapping[str, str], memory_mib: int) -> None:
+    def __init__(
+        self,
+        reader: RowReader,
+        columns: Mapping[str, str],
+        memory_mib: int,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._reader = reader
         self._columns = dict(columns)
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = dict(given or {})
+        columns = {name: column for name, column in columns.items() if name not in self._memory}
         left = memory_mib << 20
         for name, column in sorted(columns.items(), key=lambda item: reader.decoded_bytes(item[1])):
             size = reader.decoded_bytes(column)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.config.algorithms import AflConfig, CentralisedConfig, FedDRAConfig, LocalConfig, QfflConfig
-from fedhpc.config.blocks import open_local_blocks
+from fedhpc.config.blocks import encoders, open_local_blocks
 from fedhpc.config.checks_robust import lonely_cohort, trim_problem
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DirichletPartition, RunConfig
@@ -52,11 +52,8 @@ def not_checked(config: RunConfig) -> list[str]:
         found.append(f"the rows of {file_of(config)}, which is not there yet")
     elif not isinstance(config.partition, ColumnPartition):
         found.append(f"whether partition.kind = {config.partition.kind} finds rows for every client")
-    encoders = {"image": config.model.image} | (
-        {} if isinstance(config.model, ClassifierConfig) else {"text": config.model.text}
-    )
     for key in ("options", "pretrained"):
-        found += [f"model.{name}.{key}" for name, encoder in encoders.items() if getattr(encoder, key)]
+        found += [f"model.{name}.{key}" for name, encoder in encoders(config.model).items() if getattr(encoder, key)]
     if patterns := open_local_blocks(config):
         found.append(f"whether aggregation.local_blocks {', '.join(patterns)} match a tensor")
     return found

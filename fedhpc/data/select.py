@@ -9,6 +9,7 @@ import numpy as np
 from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.partition import ClientRows, partition_file
+from fedhpc.data.public import held_out_rows
 from fedhpc.interfaces import ClientId, DataSpec
 
 
@@ -46,8 +47,11 @@ def label_column(packed: PackedFile, config: RunConfig) -> str:
 
 
 def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
-    """The usable rows, dealt to clients by config.partition: the same on every rank. Row numbers are the file's."""
-    return partition_file(config.partition, packed, config.random_seed, usable_rows(packed, config))
+    """The usable rows, without those that are public, dealt to clients by config.partition: the same on every rank. Row
+    numbers are the file's."""
+    rows = usable_rows(packed, config)
+    rows = np.setdiff1d(rows, held_out_rows(packed, config, rows), assume_unique=True)
+    return partition_file(config.partition, packed, config.random_seed, rows)
 
 
 def unseen_clients(config: RunConfig, dealt: Sequence[ClientRows]) -> frozenset[ClientId]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ from torch import nn
 
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import LOCAL_STATE, derived_seed
+from fedhpc.client.residence import OWN_MODEL
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.load import load_config
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import ClassifierConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.select import client_rows, data_spec, unseen_clients
 from fedhpc.federation.checkpoint import Checkpoints, load_blocks
 from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, DataSpec
 from fedhpc.models.blocks import FlatModel
-from fedhpc.models.zoo import build_model
+from fedhpc.models.zoo import build_model, build_networks
 
 SHARED = "the shared model"
 ASK = "evaluate: client=NAME, export: --client NAME"  # how a client's own model is asked for
@@ -84,23 +85,56 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         trained = [c for c in dealt if c.id not in unseen]
         train_sites = frozenset(site_names[code] for c in trained for code in set(site[c.train].tolist()))
         path, checksum, tokenizer = packed.path, packed.checksum, packed.tokenizer_json
-    torch.manual_seed(derived_seed(config.random_seed, "model"))  # frozen weights are in no checkpoint
-    module = build_model(config.model, spec, config.objective).to(device)
-    if config.fit.channels_last:
-        module = module.to(memory_format=torch.channels_last)
-    weights = FlatModel(module, config.aggregation.local_blocks)
     names = {c.id: c.site for c in dealt}
-    finder = _Weights(config, weights, checkpoints, newest, names)
-    own = None if client is None else finder.id_of(client)
-    blocks, whose, notes = finder.choose(own)
+    networks = _networks(config, spec, device)
+    own = None if client is None else _id_of(names, client)
+    item = _item(config, names, own)
+    weights = networks[item]
+    module = weights.module
+    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names, networks).choose(own)
     weights.load(blocks)
     rounds_done = int(checkpoints.load_loop(newest)["rounds_done"])
     if rounds_done < config.rounds:
         notes.append(f"the run is not finished: {rounds_done} of {config.rounds} rounds")
     return TrainedRun(
-        folder, config, spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names, train_sites,
-        path, checksum, tokenizer, own,
+        folder, _of_client(config, item), spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names,
+        train_sites, path, checksum, tokenizer, own,
     )  # fmt: skip
+
+
+def _networks(config: RunConfig, spec: DataSpec, device: torch.device) -> list[FlatModel]:
+    """The run's model, or its several networks, as they were before the first round."""
+    several = config.model.networks if isinstance(config.model, ClassifierConfig) else None
+    built = []
+    for item in range(len(several or (None,))):
+        # Frozen weights are in no checkpoint.
+        if several is None:
+            torch.manual_seed(derived_seed(config.random_seed, "model"))
+            module = build_model(config.model, spec, config.objective).to(device)
+        else:
+            assert isinstance(config.model, ClassifierConfig)
+            torch.manual_seed(derived_seed(config.random_seed, "model", item))
+            module = build_networks(config.model, spec, item).to(device)
+        if config.fit.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        built.append(FlatModel(module, config.aggregation.local_blocks))
+    return built
+
+
+def _item(config: RunConfig, names: dict[ClientId, str], client: ClientId | None) -> int:
+    """Which of model.networks a client has. Raises ValueError when they differ and no client is named."""
+    if not isinstance(config.model, ClassifierConfig) or config.model.networks is None:
+        return 0
+    if client is None:
+        raise ValueError(f"clients have different networks; name one ({ASK}): {_listed(names)}")
+    return client % len(config.model.networks)
+
+
+def _of_client(config: RunConfig, item: int) -> RunConfig:
+    """The config as if the client's network were that of all."""
+    if not isinstance(config.model, ClassifierConfig) or config.model.networks is None:
+        return config
+    return config.model_copy(update={"model": config.model.of(item)})
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -139,6 +173,12 @@ class _Standing:
     clients: Sequence[ClientId]
     id: ClientId = 0
     state: ClientState = field(default_factory=dict)
+    networks: Sequence[Blocks] = ()
+
+    @property
+    def own(self) -> Blocks:
+        blocks: Blocks = self.state.get(OWN_MODEL, {})
+        return blocks
 
     @property
     def cohort(self) -> Sequence[ClientId]:
@@ -154,6 +194,7 @@ class _Weights:
     checkpoints: Checkpoints
     path: Path
     names: dict[ClientId, str]
+    networks: Sequence[FlatModel]
 
     def choose(self, client: ClientId | None) -> tuple[dict[str, Block], str, list[str]]:
         """Blocks for the whole model, whose they are, notes."""
@@ -192,7 +233,8 @@ class _Weights:
         """The algorithm as it stood when the checkpoint was written."""
         algorithm = build_algorithm(self.config.algorithm)
         initial = {name: block.clone() for name, block in self.model.shared.items()}
-        standing: Any = _Standing(initial, tuple(self.names))
+        networks = [{name: b.clone() for name, b in one.shared.items()} for one in self.networks]
+        standing: Any = _Standing(initial, tuple(self.names), networks=networks)
         algorithm.setup(standing)
         for name, block in load_blocks(self.path / "shared.safetensors", algorithm.shared).items():
             algorithm.shared[name].flat.copy_(block.flat)
@@ -235,16 +277,21 @@ class _Weights:
         layouts = {name: block.layout for name, block in self.model.local.items()}
         return {name: Block((flat / count).float(), layouts[name]) for name, flat in total.items()}, count
 
-    def id_of(self, client: int | str) -> ClientId:
-        """Of a number or a name. Raises ValueError for one that the run does not know."""
-        ids = [c for c, name in self.names.items() if client in (c, name, str(c))]
-        if not ids:
-            raise ValueError(f"client: {client} is no client of the run; it has {self._known()}")
-        return ids[0]
-
     def _known(self) -> str:
-        shown = [f"{c} ({name})" for c, name in self.names.items()]
-        return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+        return _listed(self.names)
+
+
+def _id_of(names: Mapping[ClientId, str], client: int | str) -> ClientId:
+    """Of a number or a name. Raises ValueError for one that the run does not know."""
+    for known, name in names.items():
+        if client in (known, name, str(known)):
+            return known
+    raise ValueError(f"client: {client} is no client of the run; it has {_listed(names)}")
+
+
+def _listed(names: Mapping[ClientId, str]) -> str:
+    shown = [f"{c} ({name})" for c, name in names.items()]
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
 def _same(a: Block, b: Block) -> bool:

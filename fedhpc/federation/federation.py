@@ -38,13 +38,16 @@ class SlotFederation:
         random_seed: int,
         stateful: bool,
         reveals: frozenset[str],
+        public: Sequence[Batch] = (),
     ) -> None:
         self.slot = slot
         self.collectives = collectives
         self.clients = tuple(trainers)
         self.cohort: tuple[ClientId, ...] = ()
-        self.public: Sequence[Batch] = ()
-        self.initial: Blocks = {name: block.clone() for name, block in slot.engine.weights.shared.items()}
+        self.public = public
+        self.rounds = slot.rounds
+        self.networks: Sequence[Blocks] = [residence.start for residence in slot.residences]
+        self.initial: Blocks = self.networks[0] if len(self.networks) == 1 else {}
         self._sums = sums
         self._cohort_config = cohort
         self._random_seed = random_seed

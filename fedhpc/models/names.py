@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedhpc.config.blocks import CNNS
+from fedhpc.config.blocks import OWN_NETWORKS, encoders
 from fedhpc.config.fields import closest
-from fedhpc.config.schema import ClassifierConfig, EncoderConfig, RunConfig
+from fedhpc.config.schema import EncoderConfig, RunConfig
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\}\)", re.DOTALL)
@@ -40,21 +40,24 @@ def transformers_names() -> frozenset[str]:
 
 def check_names(config: RunConfig) -> list[str]:
     """A line for each encoder whose name its library does not know."""
-    found = list(_unknown("image", config.model.image, "timm has no network", timm_names))
-    if not isinstance(config.model, ClassifierConfig):
-        found += _unknown("text", config.model.text, "transformers has no model type", transformers_names)
+    found: list[str] = []
+    for key, encoder in encoders(config.model).items():
+        if key == "text":
+            found += _unknown(key, encoder, "transformers has no model type", transformers_names)
+        else:
+            found += _unknown(key, encoder, "timm has no network", timm_names)
     return found
 
 
 def _unknown(key: str, encoder: EncoderConfig, what: str, names: Callable[[], frozenset[str]]) -> Iterator[str]:
-    name = encoder.name.partition(".")[0] if key == "image" else encoder.name
-    if (key == "image" and encoder.name in CNNS) or _is_location(encoder.name):
+    name = encoder.name if key == "text" else encoder.name.partition(".")[0]
+    if (key != "text" and encoder.name in OWN_NETWORKS) or _is_location(encoder.name):
         return
     known = names()
     if known and name not in known:
         meant = closest(name, known)
         hint = (
-            f"; did you mean {meant}?" if meant else "; see timm.list_models()" if key == "image" else ", such as bert"
+            f"; did you mean {meant}?" if meant else ", such as bert" if key == "text" else "; see timm.list_models()"
         )
         yield f"model.{key}.name = {encoder.name}: {what} {name}{hint}"
 

@@ -13,6 +13,7 @@ from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderCon
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.dropout import dropout
 from fedhpc.models.dual_encoder import DualEncoder
+from fedhpc.models.small import BUILDERS, SmallNetwork, build_small
 from fedhpc.models.vision import ImageEncoder, build_image_encoder
 
 CNN_WIDTHS = {"cnn": (32, 64, 128), "cnn_tiny": (8, 16, 32)}  # channels of both convolutions, features
@@ -31,6 +32,14 @@ def build_model(config: Model, spec: DataSpec, objective: ObjectiveConfig | None
         assert not isinstance(objective, CrossEntropyConfig), "config.checks refuses it"
         return DualEncoder(config, spec, objective)
     return Classifier(config, spec)
+
+
+def build_networks(config: ClassifierConfig, spec: DataSpec, item: int) -> Classifier:
+    """The `item`-th of config.networks, as `build_model`. Raises ValueError that names it."""
+    try:
+        return Classifier(config.of(item), spec)
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.image", f"model.networks[{item}]")) from error
 
 
 class CnnEncoder(nn.Module):
@@ -71,27 +80,33 @@ class Classifier(nn.Module):
                 f"model.kind: classifier needs at least 2 classes, the data have {spec.num_classes}; set data.label"
             )
         self.dropout = config.head_dropout or 0.0
-        if config.image.name in CNN_WIDTHS:
-            _check_cnn(config.image, spec)
-            self.encoder: CnnEncoder | ImageEncoder = CnnEncoder(CNN_WIDTHS[config.image.name], spec)
+        [image] = config.encoders
+        self.encoder: CnnEncoder | ImageEncoder | SmallNetwork
+        if image.name in CNN_WIDTHS:
+            _check_own(image, spec, ("pretrained", "options", "freeze"))
+            self.encoder = CnnEncoder(CNN_WIDTHS[image.name], spec)
             if config.head_dropout is None:
                 self.dropout = CNN_DROPOUT
+        elif image.name in BUILDERS:
+            _check_own(image, spec, ("pretrained", "freeze"))
+            self.encoder = build_small(image, spec)
         else:
-            self.encoder = build_image_encoder(config.image, spec)
-        self.head = nn.Linear(self.encoder.width, spec.num_classes)
+            self.encoder = build_image_encoder(image, spec)
+        self.embed = nn.Identity() if config.embed_dim is None else nn.Linear(self.encoder.width, config.embed_dim)
+        self.head = nn.Linear(config.embed_dim or self.encoder.width, spec.num_classes)
         self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = block_prefixes(config)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """batch["image"] [B,C,H,W] -> "logits" [B,num_classes], "image_features" [B,width]."""
-        features = self.encoder.features(batch["image"])
+        """batch["image"] [B,C,H,W] -> "logits" [B,num_classes], "image_features" [B,width or embed_dim]."""
+        features = self.embed(self.encoder.features(batch["image"]))
         kept = dropout(features, self.dropout, self.training) if self.dropout else features
         return {"logits": self.head(kept), "image_features": features}
 
 
-def _check_cnn(config: EncoderConfig, spec: DataSpec) -> None:
+def _check_own(config: EncoderConfig, spec: DataSpec, not_taken: tuple[str, ...]) -> None:
     if spec.image_channels == 0:
         raise ValueError("model.image is set, but the packed set has no pictures")
-    idle = [key for key in ("pretrained", "options", "freeze") if getattr(config, key)]
+    idle = [key for key in not_taken if getattr(config, key)]
     if idle:
         raise ValueError(
             f"model.image: {', '.join(idle)} is not for name: {config.name}; remove it, or choose a timm network"

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedhpc.client.client import ClientRecord, DataClient, Rows, Turn
 from fedhpc.client.engine import Engine
+from fedhpc.client.residence import Residence
 from fedhpc.config.schema import FitConfig
 from fedhpc.interfaces import Batch
 
@@ -42,7 +43,8 @@ def client(round_: int, rounds: int, **fit: Any) -> DataClient:
     rows = Rows(torch.arange(4), torch.arange(0), torch.arange(0))
     record = ClientRecord(0, "x", rows, frozenset({"image"}))
     turn = Turn(0, round_, rounds)
-    return DataClient(record, engine, Ones(), {}, turn, keep_optimizer=False, pools={}, score=None)  # type: ignore[arg-type]
+    residence = Residence(engine, {})
+    return DataClient(record, residence, Ones(), {}, turn, keep_optimizer=False, pools={}, score=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("round_", "total"), [(0, 1.5), (1, 0.5)])

@@ -29,7 +29,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     def train(name: str, *overrides: str) -> Path:
         key = (name, *overrides)
         if key not in made:
-            quick = [one for one in QUICK if name != "classifier" or not one.startswith(("fit.", "evaluation."))]
+            by_epochs = name in ("classifier", "fedmd", "feddf")
+            quick = [one for one in QUICK if not by_epochs or not one.startswith("fit.")]
             data = f"data.path={home / ('four_sites.h5' if name == 'classifier' else 'five_sites.h5')}"
             config = load_config(ROOT / "configs" / "smoke" / f"{name}.yaml", [*quick, data, *overrides])
             folder = home / f"run_{len(made)}"

@@ -81,6 +81,24 @@ def test_local_needs_a_client(trained: Trained) -> None:
     assert not torch.equal(mine[name], tensors(load_run(folder, 2))[name])
 
 
+@pytest.mark.parametrize("algorithm", ["fedmd", "feddf"])
+def test_a_client_has_its_own_network(algorithm: str, trained: Trained) -> None:
+    folder = trained(algorithm)
+    with pytest.raises(ValueError, match=r"clients have different networks; set client: to one of 0 \(client-0\)"):
+        load_run(folder)
+    first, second = load_run(folder, 0), load_run(folder, "client-1")
+    assert [run.config.model.encoders[0].name for run in (first, second)] == ["test_resnet", "resnet10"]  # type: ignore[union-attr]
+    mine = tensors(second)
+    if algorithm == "fedmd":
+        blocks = _checkpoints(folder).load_states(second.checkpoint, [1])[1]["model"]
+        kept = {name: tensor for block in blocks.values() for name, tensor in block.items()}
+    else:
+        shared = load_file(second.checkpoint / "shared.safetensors")
+        kept = {key.partition("//")[2]: tensor for key, tensor in shared.items() if key.startswith("1/")}
+    assert kept and all(torch.equal(mine[name], tensor) for name, tensor in kept.items())
+    assert not torch.equal(mine["head.weight"], tensors(load_run(folder, 3))["head.weight"]) or algorithm == "feddf"
+
+
 def test_a_client_that_changes_nothing_is_refused(trained: Trained) -> None:
     with pytest.raises(ValueError, match="client: site-a has no effect"):
         load_run(trained("fedavg"), 0)
