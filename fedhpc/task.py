@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 import fedhpc
 from fedhpc.algorithms.objectives import build_loss
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import ClientRecord, Rows, derived_seed
-from fedhpc.client.engine import Engine
+from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
@@ -164,9 +165,7 @@ def build(
     # --- the model and its data
     spec = data_spec(packed, config)
     check_pixels(config, spec)
-    torch.manual_seed(derived_seed(config.random_seed, "model"))
-    module = build_model(config.model, spec, config.objective)
-    engine = Engine(module, build_loss(config), config.fit, device, config.aggregation.local_blocks)
+    engine = build_engine(config, spec, runtime)
     scorer: RetrievalScorer | ClassificationScorer
     if isinstance(config.model, ClassifierConfig):
         label = f"label/{label_column(packed, config)}"
@@ -208,6 +207,21 @@ def build(
         locate,
     )
     return run, sites, reporter.close
+
+
+def build_engine(config: RunConfig, spec: DataSpec, runtime: Runtime) -> ClientEngine:
+    """The model of the config, on what steps it: this rank's device, or those of all ranks of its slot."""
+
+    def module() -> nn.Module:
+        torch.manual_seed(derived_seed(config.random_seed, "model"))
+        return build_model(config.model, spec, config.objective)
+
+    if config.sharding is None:
+        return Engine(module(), build_loss(config), config.fit, runtime.device, config.aggregation.local_blocks)
+    runtime.ready_for_deepspeed()
+    from fedhpc.client.zero import ZeroEngine  # takes seconds to import
+
+    return ZeroEngine(module, build_loss(config), config.fit, config.sharding, runtime.device, runtime.mesh)
 
 
 def check_pixels(config: RunConfig, spec: DataSpec) -> None:

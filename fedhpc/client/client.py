@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhpc.client.engine import Engine, learning_rate_at
+from fedhpc.client.engine import ClientEngine, learning_rate_at
 from fedhpc.data.batches import BatchMaker, batch_sizes
 from fedhpc.interfaces import (
     Batch,
@@ -81,12 +81,12 @@ class Turn:
 
 
 class DataClient:
-    """Implements interfaces.Client for a client that one rank trains alone."""
+    """Implements interfaces.Client for a client whose slot is one rank or several; see its engine."""
 
     def __init__(
         self,
         record: ClientRecord,
-        engine: Engine,
+        engine: ClientEngine,
         batch_maker: BatchMaker,
         state: ClientState,
         turn: Turn,
@@ -226,8 +226,12 @@ class DataClient:
 
     def dot(self, a: Blocks, b: Blocks) -> float:
         # float64: thousands of small products lose digits in float32.
-        return sum(
-            float(torch.dot(a[name].trainable.double(), b[name].trainable.double())) for name in sorted(a) if name in b
+        return self._engine.total(
+            sum(
+                float(torch.dot(a[name].trainable.double(), b[name].trainable.double()))
+                for name in sorted(a)
+                if name in b
+            )
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fedhpc.client.client import SPLITS, ClientRecord, DataClient, Turn, park, pool_size
-from fedhpc.client.engine import Engine
+from fedhpc.client.engine import ClientEngine
 from fedhpc.data.batches import BatchMaker
 from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
 
@@ -18,7 +18,7 @@ class Slot:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ClientEngine,
         batch_maker: BatchMaker,
         records: Mapping[ClientId, ClientRecord],
         random_seed: int,

@@ -22,6 +22,7 @@ from fedhpc.config.algorithms import (
 )
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
+from fedhpc.config.sharding import sharding_problems
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
 
 
@@ -35,6 +36,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _rounds(config)
     problems += _feddra(config)
     problems += _plain_sgd(config)
+    problems += sharding_problems(config)
     if world_size is not None:
         problems += _ranks(config, world_size)
     return problems
