@@ -253,9 +253,7 @@ class Twin:
         self._module = module
         run: Any = module
         if stage == 3:
-            run, *_ = deepspeed.initialize(
-                model=module, config={**settings}, mpu=mpu, dist_init_required=False
-            )
+            run, *_ = deepspeed.initialize(model=module, config={**settings}, mpu=mpu, dist_init_required=False)
             self._shards = Shards(module, run.optimizer, stage, self._ranks, trained=False)
         else:
             module.to(dtype)

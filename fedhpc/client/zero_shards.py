@@ -100,9 +100,7 @@ class Shards:
     @property
     def ranges(self) -> dict[str, tuple[int, int]]:
         """Tensor name -> (start, stop) in its row-major elements."""
-        return {
-            m.name: (m.piece.start, m.piece.start + m.numel) for members in self.members.values() for m in members
-        }
+        return {m.name: (m.piece.start, m.piece.start + m.numel) for members in self.members.values() for m in members}
 
     # ------------------------------------------------------------------------------------------- read and write
     def read(self, block: BlockName) -> Block:
