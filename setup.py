@@ -70,6 +70,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.15",
             "types-PyYAML>=6",
+            "wheel>=0.45",
             "xlrd>=2",
         ],
     },

@@ -38,7 +38,8 @@ class Scaffold(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self._variate = {name: _zeros(block) for name, block in self.shared.items() if any(s.trainable for s in block.layout.specs)}
+        learning = {n: b for n, b in self.shared.items() if any(spec.trainable for spec in b.layout.specs)}
+        self._variate = {name: _zeros(block) for name, block in learning.items()}
 
     def round(self, fed: Federation, index: int) -> Mapping[str, float]:
         like = {**self.shared, **{PREFIX + name: c for name, c in self._variate.items()}}

@@ -11,8 +11,12 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad, safe_set_local_fp32_param
-from deepspeed.utils import safe_set_local_grad
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_grad,
+    safe_set_local_fp32_param,
+    safe_set_local_grad,
+)
 from torch import Tensor, nn
 
 from fedhpc.client.zero_rows import Ranks
@@ -196,7 +200,7 @@ class Shards:
                     if toward is not None and name in toward:
                         change.add_(self._master(member) - toward[name].view(spec), alpha=pull)
                     if offset is not None and name in offset:
-                        change.add_(_named(offset[name], member.name))
+                        change.add_(offset[name][member.name])
                     self._add_to_gradient(member, change)
 
     def _add_to_gradient(self, member: Member, change: Tensor) -> None:
@@ -248,7 +252,3 @@ def _layout(members: Sequence[Member]) -> Layout:
         offset += member.numel
         trainable = offset if is_trainable else trainable
     return Layout(tuple(specs), offset, trainable, tuple(member.piece for member in members))
-
-
-def _named(block: Block, name: str) -> Tensor:
-    return block[name]

@@ -22,8 +22,8 @@ from fedhpc.config.algorithms import (
 )
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
-from fedhpc.config.sharding import sharding_problems
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
+from fedhpc.config.sharding import sharding_problems
 
 
 def check(config: RunConfig, world_size: int | None = None) -> list[str]:

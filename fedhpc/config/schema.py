@@ -134,7 +134,8 @@ class EncoderConfig(Section):
     """An encoder from timm (image) or transformers (text)."""
 
     name: str
-    """timm model name, or transformers model type (``bert``), or - for either - what `pretrained` points to."""
+    """timm model name (image: or ``clip_vision_model``, ``siglip_vision_model``, ``blip_2_vision_model``), transformers
+    model type (text: ``bert``), or what `pretrained` points to."""
     pretrained: str | None = None
     """Local folder or hub id whose weights are loaded; random weights when not set."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -40,7 +40,10 @@ def sharding_problems(config: RunConfig) -> Iterator[str]:
     if fit.batch_size < shard:
         yield f"fit.batch_size = {fit.batch_size} cannot be dealt to mesh.shard = {shard} ranks; set {shard} or more"
     if sharding.offload_parameters and sharding.zero < 3:
-        yield f"sharding.offload_parameters = true but sharding.zero = {sharding.zero}: only ZeRO-3 has parts to put away; set zero: 3"
+        yield (
+            f"sharding.offload_parameters = true but sharding.zero = {sharding.zero}: only ZeRO-3 has parts to put "
+            "away; set zero: 3"
+        )
     yield from _clipping(config, sharding)
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedhpc.comm.collectives import Collectives
-from fedhpc.federation.pieces import Stored, fill, files_of, merge_trees, opened, piece_metadata, whole_shapes
+from fedhpc.federation.pieces import Stored, files_of, fill, merge_trees, opened, piece_metadata, whole_shapes
 from fedhpc.interfaces import Block, Blocks, ClientId, ClientState, Layout, TensorSpec
 
 PREFIX = "round_"
