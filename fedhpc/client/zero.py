@@ -86,6 +86,8 @@ class ZeroEngine:
             mpu=self._mpu,
             dist_init_required=False,
         )
+        if sharding.zero == 3 and not sharding.offload_optimizer:
+            share_master_weights(self._deepspeed.optimizer)
         self.module = module
         self._shards = Shards(module, self._deepspeed.optimizer, sharding.zero, self._ranks)
         self.weights = ShardedWeights(self._shards)
@@ -301,6 +303,19 @@ def checkpoint_activations(module: nn.Module) -> None:
                 f"sharding.activation_checkpointing: true, but the {name.replace('_', ' ')} ({type(net).__name__}) "
                 "cannot recompute its activations; set it to false, or choose another network"
             )
+
+
+def share_master_weights(optimizer: Any) -> None:
+    """Have ZeRO-3 keep float32 weights once: what the model computes with is what the optimizer steps on.
+
+    DeepSpeed means to (stage3.py, _create_fp32_partitions: "we don't need another copy"), but compares a device with a
+    device's name, which never agree: a fifth of all model states would be a copy.
+    """
+    for computed, master in zip(
+        optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+    ):
+        if computed is not None and computed.dtype == master.dtype and computed.device == master.device:
+            master.data = computed.data
 
 
 def start_deepspeed() -> None:

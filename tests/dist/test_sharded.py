@@ -62,7 +62,8 @@ SLOW = pytest.mark.slow
 )
 def test_losses_are_the_unsharded_ones(name: str, zero: int, phantom: str, tmp_path: Path) -> None:
     """2 slots x 2 shards, five rounds."""
-    options = (phantom, ALGORITHMS[name])
+    # FedDRA with SGD: where gradients are small, Adam makes much of how ranks round.
+    options = (phantom, ALGORITHMS[name], *([SGD] if name == "feddra" else []))
     run(CONFIG, 1, tmp_path / "whole", *options, *WHOLE)
     four = run(CONFIG, 4, tmp_path / "four", *options, f"sharding.zero={zero}")
     expected = losses(tmp_path / "whole")
@@ -273,14 +274,14 @@ def play_memory() -> dict[str, int]:
             return out
 
     sharded, plain, _, batches = engines(3)
-    del plain
     start = {n: b.clone() for n, b in sharded.weights.shared.items()}
     with Largest():
         sharded.weights.load(start)
         sharded.fit(batches, lambda step: 1e-3)
         sharded.difference(start)
         sharded.forward(batches[0])["logits"]
-    del start
+        sharded.weights.load(start)  # gives back what the last forward pass gathered
+    del start, plain
     sharded._difference.clear()
     gc.collect()
     alive: dict[int, int] = {}
