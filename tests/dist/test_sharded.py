@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.dist.runs import SMOKE, run
+from tests.e2e import command
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.skipif(
@@ -137,6 +139,24 @@ def test_bfloat16_is_near(phantom: str, tmp_path: Path) -> None:
     two, four = (run(CONFIG, world, tmp_path / str(world), *common) for world in (2, 4))
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "whole"), rel=2e-2)
     assert two["sha256"] == four["sha256"]
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_shard_and_restart(phantom: str, tmp_path: Path) -> None:
+    options = ("run", str(CONFIG), phantom, "rounds=6", "report.tensorboard=false", "report.plots=false")
+    code, out, err = command.fedhpc(tmp_path, *options, "--run-dir", "whole", "--ranks", "2")
+    assert code == 0, err
+    sha = command.sha_of(out)
+    process = command.start(tmp_path, *options, "--run-dir", "killed", "--ranks", "4")
+    command.wait_for_rounds(tmp_path / "killed", 2, process)
+    command.send(command.child_of_rank(process.pid, 1), signal.SIGKILL)  # shard 1 of slot 0
+    code, _, err = command.finish(process)
+    assert code == 128 + signal.SIGKILL
+    assert "rank 1 of 4 was killed by SIGKILL" in err
+    code, out, err = command.fedhpc(tmp_path, *options, "--run-dir", "killed", "--ranks", "4")
+    assert code == 0, err
+    assert "resuming after round" in err
+    assert command.sha_of(out) == sha
 
 
 # ------------------------------------------------------------------------------------------------- the engine alone
