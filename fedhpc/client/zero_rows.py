@@ -167,8 +167,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         variance = _Sum.apply(centred.square().sum(dims), self.ranks) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
+                assert self.num_batches_tracked is not None, "kept with the running statistics"
+                self.num_batches_tracked.add_(1)
                 rate = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean, rate)
                 self.running_var.lerp_(variance * (count / (count - 1)), rate)
@@ -199,6 +199,7 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
     """
     if ranks.count == 1:
         return
+    layer: Any
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             continue
