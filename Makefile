@@ -16,6 +16,9 @@ install: $(STAMP)  ## Make .venv with fedhpc and the developer tools
 $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# DeepSpeed's build asks the installed torch what it is for, so torch is there first. Nothing of it is compiled.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation 'deepspeed>=0.19'
 	touch $@
 
 quickstart: $(STAMP)  ## FedAvg and FedDRA on generated data with two ranks, compared; results in runs/quickstart

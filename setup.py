@@ -73,6 +73,7 @@ setup(
             "ruff>=0.15",
             "submitit>=1.5",
             "types-PyYAML>=6",
+            "wheel>=0.45",
             "xlrd>=2",
         ],
     },

@@ -41,6 +41,13 @@ class TensorSpec(NamedTuple):
     trainable: bool  # False: a buffer such as BatchNorm's running mean
 
 
+class Piece(NamedTuple):
+    """What a shard holds of a tensor: the stretch [start, start + numel) of its elements in row-major order."""
+
+    shape: tuple[int, ...]  # of the whole tensor
+    start: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """The tensors of one block: all trainable ones first, then float buffers."""
@@ -48,6 +55,13 @@ class Layout:
     specs: tuple[TensorSpec, ...]
     numel: int  # length of the flat buffer, padding included
     trainable_numel: int  # its first part, padding included
+    pieces: tuple[Piece, ...] | None = None  # of a sharded block, whose tensors are pieces [n]; n may be 0
+
+    def trainable(self) -> Layout:
+        """Of the trainable tensors alone."""
+        kept = [i for i, spec in enumerate(self.specs) if spec.trainable]
+        pieces = None if self.pieces is None else tuple(self.pieces[i] for i in kept)
+        return Layout(tuple(self.specs[i] for i in kept), self.trainable_numel, self.trainable_numel, pieces)
 
 
 class Block(Mapping[str, Tensor]):

@@ -192,6 +192,11 @@ class Runtime:
         """Rank 0 writes what people read."""
         return self.launch.rank == 0
 
+    def ready_for_deepspeed(self) -> None:
+        """What DeepSpeed reads from the environment when it is imported and when it starts."""
+        os.environ.setdefault("LOCAL_RANK", str(self.launch.local_rank))
+        os.environ["DS_ACCELERATOR"] = self.device.type
+
     def __enter__(self) -> Runtime:
         return self
 

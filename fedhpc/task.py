@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import fedhpc
 from fedhpc.algorithms.objectives import build_loss
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import ClientRecord, Rows, derived_seed
-from fedhpc.client.engine import Engine
+from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
@@ -178,7 +179,7 @@ def build(
     # --- the model and its data
     spec = data_spec(packed, config)
     check_pixels(config, spec)
-    engines = build_engines(config, spec, device)
+    engines = build_engines(config, spec, runtime)
     given: dict[str, torch.Tensor] = {}
     scorer: RetrievalScorer | ClassificationScorer
     if isinstance(config.model, ClassifierConfig):
@@ -229,21 +230,27 @@ def build(
     return run, sites, reporter.close
 
 
-def build_engines(config: RunConfig, spec: DataSpec, device: torch.device) -> list[Engine]:
-    """One for all clients, or one for each of model.networks, which starts from weights of its own."""
+def build_engines(config: RunConfig, spec: DataSpec, runtime: Runtime) -> list[ClientEngine]:
+    """One for all clients, or one for each of model.networks, which starts from weights of its own; on this rank's
+    device, or on those of all ranks of its slot."""
     loss, model = build_loss(config), config.model
 
-    def engine(module: torch.nn.Module) -> Engine:
-        return Engine(module, loss, config.fit, device, config.aggregation.local_blocks)
+    def module(*item: int) -> nn.Module:
+        torch.manual_seed(derived_seed(config.random_seed, "model", *item))
+        if item:
+            assert isinstance(model, ClassifierConfig)
+            return build_networks(model, spec, *item)
+        return build_model(model, spec, config.objective)
 
-    if not isinstance(model, ClassifierConfig) or model.networks is None:
-        torch.manual_seed(derived_seed(config.random_seed, "model"))
-        return [engine(build_model(model, spec, config.objective))]
-    engines = []
-    for item in range(len(model.networks)):
-        torch.manual_seed(derived_seed(config.random_seed, "model", item))
-        engines.append(engine(build_networks(model, spec, item)))
-    return engines
+    if config.sharding is not None:
+        runtime.ready_for_deepspeed()
+        from fedhpc.client.zero import ZeroEngine  # takes seconds to import
+
+        return [ZeroEngine(module, loss, config.fit, config.sharding, runtime.device, runtime.mesh)]
+    several = model.networks if isinstance(model, ClassifierConfig) else None
+    items = [()] if several is None else [(item,) for item in range(len(several))]
+    local = config.aggregation.local_blocks
+    return [Engine(module(*item), loss, config.fit, runtime.device, local) for item in items]
 
 
 def trained_labels(

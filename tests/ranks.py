@@ -8,6 +8,7 @@ milliseconds.
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import socket
@@ -44,7 +45,10 @@ def _play(rank: int, world: int, port: int, pipe: Connection, fn: Callable[..., 
 def on_ranks(world: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     """fn(*args) in `world` processes; their results by rank. Raises RankFailed when any fails or dies."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "fedhpc.task", "timm", "transformers.models.bert"])
+    preload = ["torch", "torch._dynamo", "fedhpc.task", "timm", "transformers.models.bert"]
+    if importlib.util.find_spec("deepspeed") is not None:
+        preload.append("deepspeed")
+    context.set_forkserver_preload(preload)
     for attempt in range(3):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]

@@ -20,7 +20,7 @@ import torch
 
 from fedhpc.algorithms.fedavg import FedAvg
 from fedhpc.config.algorithms import ScaffoldConfig
-from fedhpc.interfaces import Block, BlockName, Blocks, Client, Contribution, Federation, GradientTerm, Layout
+from fedhpc.interfaces import Block, BlockName, Blocks, Client, Contribution, Federation, GradientTerm
 
 VARIATE = "variate"  # client.state: c_i
 PREFIX = "variate/"  # of the blocks that carry c_i+ - c_i
@@ -38,7 +38,8 @@ class Scaffold(FedAvg):
 
     def setup(self, fed: Federation) -> None:
         super().setup(fed)
-        self._variate = {name: _zeros(block) for name, block in self.shared.items() if block.layout.trainable_numel}
+        learning = {n: b for n, b in self.shared.items() if any(spec.trainable for spec in b.layout.specs)}
+        self._variate = {name: _zeros(block) for name, block in learning.items()}
 
     def round(self, fed: Federation, index: int) -> Mapping[str, float]:
         like = {**self.shared, **{PREFIX + name: c for name, c in self._variate.items()}}
@@ -81,5 +82,4 @@ class Scaffold(FedAvg):
 
 def _zeros(block: Block) -> Block:
     """Zeros in the shape of a block's trainable part."""
-    specs = tuple(spec for spec in block.layout.specs if spec.trainable)
-    return Block(torch.zeros_like(block.trainable), Layout(specs, len(block.trainable), len(block.trainable)))
+    return Block(torch.zeros_like(block.trainable), block.layout.trainable())

@@ -83,7 +83,7 @@ class Turn:
 
 
 class DataClient:
-    """Implements interfaces.Client for a client that one rank trains alone."""
+    """Implements interfaces.Client for a client whose slot is one rank or several; see its engine."""
 
     def __init__(
         self,
@@ -274,8 +274,12 @@ class DataClient:
 
     def dot(self, a: Blocks, b: Blocks) -> float:
         # float64: thousands of small products lose digits in float32.
-        return sum(
-            float(torch.dot(a[name].trainable.double(), b[name].trainable.double())) for name in sorted(a) if name in b
+        return self._engine.total(
+            sum(
+                float(torch.dot(a[name].trainable.double(), b[name].trainable.double()))
+                for name in sorted(a)
+                if name in b
+            )
         )
 
 

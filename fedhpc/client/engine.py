@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,56 @@ from torch import Tensor, nn
 from fedhpc.config.schema import FitConfig, OptimizerConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
 from fedhpc.models.blocks import LOCAL, NORM_LAYERS, FlatModel
+
+
+class Weights(Protocol):
+    """The exchange's view of a resident model: its present blocks, shared and local, and how to put others in."""
+
+    @property
+    def shared(self) -> Blocks: ...
+
+    @property
+    def local(self) -> Blocks: ...
+
+    def load(self, blocks: Blocks) -> None: ...
+
+
+class ClientEngine(Protocol):
+    """What a client's turn needs of whatever steps for it: `Engine` on one device, `zero.ZeroEngine` on several."""
+
+    device: torch.device
+    config: FitConfig
+    loss: Loss
+    first_local: Blocks
+
+    @property
+    def weights(self) -> Weights: ...
+
+    def seed(self, seed: int) -> None: ...
+
+    def difference(self, since: Blocks) -> dict[BlockName, Block]: ...
+
+    def total(self, value: float) -> float: ...
+
+    def fit(
+        self,
+        batches: Iterable[Batch],
+        learning_rate: Callable[[int], float],
+        objective: Objective | None = None,
+        train: Sequence[BlockName] | None = None,
+        lr_scale: Mapping[BlockName, float] | None = None,
+        gradient: GradientTerm | None = None,
+        optimizer_state: Mapping[str, Any] | None = None,
+        after_step: Callable[[int], None] | None = None,
+    ) -> tuple[float, int, int]: ...
+
+    def optimizer_state(self) -> dict[str, Any]: ...
+
+    def restore_stepper(self, state: Mapping[str, Any]) -> None: ...
+
+    def forward(self, batch: Batch) -> Mapping[str, Tensor]: ...
+
+    def reference(self, blocks: Blocks, name: str) -> Callable[[Batch], Mapping[str, Tensor]]: ...
 
 
 class Engine:
@@ -69,6 +119,10 @@ class Engine:
                 torch.sub(self.weights.blocks[name].flat, block.flat, out=self._difference[name].flat)
                 result[name] = self._difference[name]
         return result
+
+    def total(self, value: float) -> float:
+        """The sum of what each of the client's ranks has of a number: here there is one."""
+        return value
 
     # ------------------------------------------------------------------------------------------------ training
     def fit(

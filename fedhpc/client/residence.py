@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -38,10 +39,14 @@ class Residence:
 
     def __init__(self, engine: Engine, states: dict[ClientId, dict[str, Any]]) -> None:
         self.engine = engine
-        self.start: Blocks = {name: block.clone() for name, block in engine.weights.shared.items()}
         self.client: ClientId | None = None
         self._states = states
         self._response: Response | None = None
+
+    @cached_property
+    def start(self) -> Blocks:
+        """The network's first weights: a copy, made when first asked for, which is before anybody has trained."""
+        return {name: block.clone() for name, block in self.engine.weights.shared.items()}
 
     def enter(self, client: ClientId) -> None:
         """The client's own model is on the engine: its network's first weights when it has none yet."""

@@ -4,9 +4,10 @@ does not grow with their number."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from fedhpc.client.client import SPLITS, ClientRecord, DataClient, Turn, park, pool_size
-from fedhpc.client.engine import Engine
+from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.client.residence import Residence
 from fedhpc.data.batches import BatchMaker
 from fedhpc.interfaces import ClientId, ClientState, EvalReport, Split
@@ -21,7 +22,7 @@ class Slot:
 
     def __init__(
         self,
-        engine: Engine | Sequence[Engine],
+        engine: ClientEngine | Sequence[ClientEngine],
         batch_maker: BatchMaker,
         records: Mapping[ClientId, ClientRecord],
         random_seed: int,
@@ -34,7 +35,8 @@ class Slot:
         self.engine = engines[0]
         self.records = records
         self._states: dict[ClientId, ClientState] = {}
-        self.residences = [Residence(one, self._states) for one in engines]
+        # Own models need an engine on one device: config.sharding refuses the others.
+        self.residences = [Residence(cast(Engine, one), self._states) for one in engines]
         self.round = 0
         self._batch_maker = batch_maker
         self._random_seed = random_seed

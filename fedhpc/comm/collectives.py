@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fedhpc.comm.ledger import Ledger, Operation
 from fedhpc.comm.mesh import Mesh
+from fedhpc.interfaces import Block, TensorSpec
 
 
 class RankLost(RuntimeError):
@@ -17,7 +19,7 @@ class RankLost(RuntimeError):
 
 
 class Collectives:
-    """Sums and rows along axis "client". Called by every rank, in the same order."""
+    """Sums along axis "client", rows of all slots. Called by every rank, in the same order."""
 
     def __init__(self, mesh: Mesh, ledger: Ledger, bucket_bytes: int) -> None:
         self.mesh = mesh
@@ -54,23 +56,56 @@ class Collectives:
         operation: Operation,
         what: str,
         revealed: tuple[str, ...] = (),
+        own_rows: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Everybody's rows at their places: float64 [num_rows, *shape]. Each row is known to one rank alone, so adding
-        the others' zeros is exact."""
+        the others' zeros is exact.
+
+        rows: what all ranks of a slot know; its first one speaks. own_rows: what this rank alone knows.
+        """
         table = torch.zeros(num_rows, *shape, dtype=torch.float64, device=device)
-        for index, row in rows.items():
+        spoken = rows if self.mesh.shard_index == 0 else {}
+        for index, row in {**spoken, **(own_rows or {})}.items():
             table[index] = row
         with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed):
-            self.all_sum(table)
+            self._all_ranks_sum(table)
         return table
+
+    def _all_ranks_sum(self, table: Tensor) -> None:
+        """In-place sum over all ranks. Shards of a slot must not differ in what they then know."""
+        if self.mesh.shard == 1:
+            self.all_sum(table)
+            return
+        try:
+            dist.all_reduce(table)
+        except RuntimeError as error:
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+
+    def whole(self, block: Block, spec: TensorSpec) -> Tensor:
+        """One tensor of a block in its shape, on every rank of the slot: its pieces are put together when the block is
+        sharded. Every rank of a slot calls this."""
+        if block.layout.pieces is None:
+            return block.view(spec)
+        piece = block.layout.pieces[block.layout.specs.index(spec)]
+        flat = torch.zeros(prod(piece.shape), dtype=block.flat.dtype, device=block.flat.device)
+        flat[piece.start : piece.start + spec.shape[0]] = block.view(spec)
+        if self.mesh.shard > 1:
+            # Added as integers: each place is known to one rank alone, and -0.0 stays what it is.
+            bits = flat.view(torch.int32)
+            try:
+                dist.all_reduce(bits, group=self.mesh.shard_group)
+            except RuntimeError as error:
+                raise RankLost(f"a collective over {self.mesh.shard} shards failed: {error}") from error
+        return flat.view(piece.shape)
 
     def bucket_numel(self, tensor: Tensor) -> int:
         """Elements of a bucket."""
         return max(self.bucket_bytes // tensor.element_size(), 1)
 
     def barrier(self) -> None:
+        """Of all ranks."""
         if self.mesh.group is not None:
             try:
-                dist.barrier(group=self.mesh.group)
+                dist.barrier(group=self.mesh.group if self.mesh.shard == 1 else None)
             except RuntimeError as error:
                 raise RankLost(f"a barrier over {self.mesh.world} ranks failed: {error}") from error

@@ -20,8 +20,9 @@ class Mesh:
 
     rank: int
     world: int
-    shard: int
+    shard: int  # ranks of a slot
     group: dist.ProcessGroup | None  # of axis client: what exchanges run on
+    shard_group: dist.ProcessGroup | None = None  # of axis shard: the ranks of this slot
 
     @property
     def num_slots(self) -> int:
@@ -30,6 +31,11 @@ class Mesh:
     @property
     def slot(self) -> int:
         return self.rank // self.shard
+
+    @property
+    def shard_index(self) -> int:
+        """Which shard of its slot's client this rank holds; shard 0 speaks for the slot."""
+        return self.rank % self.shard
 
 
 def build_mesh(shard: int, device_type: str) -> Mesh:
@@ -50,4 +56,5 @@ def build_mesh(shard: int, device_type: str) -> Mesh:
     if world == 1:
         return Mesh(rank=0, world=1, shard=1, group=None)
     mesh = init_device_mesh(device_type, (world // shard, shard), mesh_dim_names=(Axis.client.value, Axis.shard.value))
-    return Mesh(rank=rank, world=world, shard=shard, group=mesh.get_group(Axis.client.value))
+    groups = {axis: mesh.get_group(axis.value) for axis in Axis}
+    return Mesh(rank=rank, world=world, shard=shard, group=groups[Axis.client], shard_group=groups[Axis.shard])

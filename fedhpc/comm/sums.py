@@ -151,7 +151,8 @@ class WeightedMean:
         names = [*(f"weight of {name}" for name in self._like), "weight", *(f"metric {m}" for m in self._metrics)]
         encoded = [self._arithmetic.encode_scalar(value, name) for value, name in zip(scalars, names, strict=True)]
         for name, block in contribution.blocks.items():
-            self._arithmetic.add(self._parts[name], block.flat, weight, f"block {name}")
+            if block.layout.numel:  # a shard of a small block may be empty
+                self._arithmetic.add(self._parts[name], block.flat, weight, f"block {name}")
         self._scalars = [total + one for total, one in zip(self._scalars, encoded, strict=True)]
 
     def finish(self) -> Reduced:

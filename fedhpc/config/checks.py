@@ -28,6 +28,7 @@ from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
+from fedhpc.config.sharding import sharding_problems
 
 Add = Callable[[str, str, str], None]  # section, keys with blanks between them, why
 IdleKeys = Callable[[RunConfig, Add], None]
@@ -50,6 +51,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         *(part(config) for part in ROBUST_CHECKS),
         _plain_sgd(config),
         check_distillation(config),
+        sharding_problems(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))

@@ -134,7 +134,8 @@ class EncoderConfig(Section):
     """An encoder from timm (image) or transformers (text)."""
 
     name: str
-    """timm model name, or transformers model type (``bert``), or - for either - what `pretrained` points to."""
+    """timm model name (image: or ``clip_vision_model``, ``siglip_vision_model``, ``blip_2_vision_model``), transformers
+    model type (text: ``bert``), or what `pretrained` points to."""
     pretrained: str | None = None
     """Local folder or hub id whose weights are loaded; random weights when not set."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -336,8 +337,21 @@ class EvaluationConfig(Section):
 class MeshConfig(Section):
     """Ranks = slots (axis client) x shard."""
 
-    shard: Literal[1] = 1
-    """Ranks that train one client together. This version has 1."""
+    shard: int = Field(1, ge=1)
+    """Ranks that train one client together, by DeepSpeed as `sharding` says. 1: every rank has whole clients."""
+
+
+class ShardingConfig(Section):
+    """How the ranks of a slot share one client's model: DeepSpeed ZeRO. Also with `mesh.shard: 1`, for offloading."""
+
+    zero: Literal[1, 2, 3] = 3
+    """What is sharded: optimizer states (1), gradients too (2), parameters too (3)."""
+    offload_optimizer: bool = False
+    """Keep optimizer states and float32 weights in the host's memory, and step there."""
+    offload_parameters: bool = False
+    """Keep parameters in the host's memory while they are not needed. ZeRO-3 only."""
+    activation_checkpointing: bool = False
+    """Encoders recompute their activations in the backward pass: less memory, a third more work."""
 
 
 class RuntimeConfig(Section):
@@ -393,6 +407,17 @@ class RunConfig(Section):
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
+    sharding: ShardingConfig | None = None
+    """Default: ZeRO-3 with mesh.shard above 1, else null: the whole model on one device, without DeepSpeed."""
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shards_by_zero_3(cls, data: Any) -> Any:
+        mesh = data.get("mesh") if isinstance(data, dict) else None
+        shard = mesh.get("shard") if isinstance(mesh, dict) else None
+        if isinstance(shard, int) and shard > 1 and data.get("sharding") is None:
+            return {**data, "sharding": {}}
+        return data

@@ -236,13 +236,13 @@ class _Weights:
         networks = [{name: b.clone() for name, b in one.shared.items()} for one in self.networks]
         standing: Any = _Standing(initial, tuple(self.names), networks=networks)
         algorithm.setup(standing)
-        for name, block in load_blocks(self.path / "shared.safetensors", algorithm.shared).items():
+        for name, block in load_blocks(self.path, algorithm.shared).items():
             algorithm.shared[name].flat.copy_(block.flat)
-        algorithm.load_state_dict(self.checkpoints.load_algorithm(self.path))
+        algorithm.load_state_dict(self.checkpoints.load_algorithm(self.path, self.model.shared))
         return algorithm
 
     def _own(self, algorithm: Algorithm, client: ClientId) -> tuple[dict[str, Block], str, list[str]]:
-        state = self.checkpoints.load_states(self.path, [client]).get(client, {})
+        state = self.checkpoints.load_states(self.path, [client], self.model.blocks).get(client, {})
         standing: Any = _Standing({}, tuple(self.names), client, state)
         own = algorithm.personal(standing)
         shared = algorithm.shared
@@ -264,7 +264,7 @@ class _Weights:
         total = {name: torch.zeros(block.flat.shape, dtype=torch.float64) for name, block in self.model.local.items()}
         count = 0
         for client in self.names:
-            state = self.checkpoints.load_states(self.path, [client]).get(client, {})
+            state = self.checkpoints.load_states(self.path, [client], self.model.blocks).get(client, {})
             if LOCAL_STATE in state:
                 count += 1
                 for name, flat in total.items():

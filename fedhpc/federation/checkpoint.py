@@ -6,7 +6,8 @@ RUN_DIR/checkpoints/round_000012/
     clients_SLOT.{json,safetensors}   state of the clients that lived in that slot
     loop.json               what the loop needs besides: rounds done, versions
 
-All ranks call `save` and `load`; any number of ranks can load what any other number saved.
+Sharded clients write one file a shard, NAME.shard_00000.safetensors and so on (pieces.py).
+All ranks call `save` and `load`; any number of ranks, slots and shards can load what any other number saved.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedhpc.comm.collectives import Collectives
+from fedhpc.federation.pieces import Stored, files_of, fill, merge_trees, opened, piece_metadata, whole_shapes
 from fedhpc.interfaces import Block, Blocks, ClientId, ClientState, Layout, TensorSpec
 
 PREFIX = "round_"
+SHARED = "shared"
+NOTHING: Blocks = {}
 
 
 # ------------------------------------------------------------------------------------------- trees of tensors on disk
@@ -39,7 +42,8 @@ def encode_tree(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if isinstance(value, Block):
         tensors[path] = value.flat.detach().cpu().clone()
         specs = [[s.name, s.shape, s.stride, s.offset, s.trainable] for s in value.layout.specs]
-        return {"#block": path, "numel": value.layout.numel, "trainable": value.layout.trainable_numel, "specs": specs}
+        node = {"#block": path, "numel": value.layout.numel, "trainable": value.layout.trainable_numel, "specs": specs}
+        return node if value.layout.pieces is None else {**node, "pieces": [[*piece] for piece in value.layout.pieces]}
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"#tensor": path}
@@ -73,12 +77,22 @@ def _write_tree(folder: Path, name: str, value: Any) -> None:
     (folder / f"{name}.json").write_text(json.dumps(tree))
 
 
-def _read_tree(folder: Path, name: str) -> Any:
-    return decode_tree(json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors"))
+def _read_tree(folder: Path, name: str, like: Blocks) -> Any:
+    """A tree that one rank wrote, or the ranks of a slot each its shard of."""
+    trees = [json.loads(path.read_text()) for path in files_of(folder, name, "json")]
+    if len(trees) == 1 and not _sharded(like):
+        return decode_tree(trees[0], load_file(folder / f"{name}.safetensors"))
+    with opened(files_of(folder, name, "safetensors")) as files:
+        return merge_trees(trees, files, like)
+
+
+def _sharded(blocks: Blocks) -> bool:
+    return any(block.layout.pieces is not None for block in blocks.values())
 
 
 def save_blocks(path: Path, blocks: Blocks) -> None:
-    """One safetensors file, a tensor under "block//name", in row-major order: readable without fedhpc."""
+    """One safetensors file, a tensor under "block//name", in row-major order: readable without fedhpc. Of shards, flat
+    pieces of tensors; the file's metadata say of which."""
     save_file(
         {
             f"{b}//{name}": tensor.detach().cpu().contiguous().clone()
@@ -86,27 +100,27 @@ def save_blocks(path: Path, blocks: Blocks) -> None:
             for name, tensor in block.items()
         },
         path,
+        metadata=piece_metadata({f"{b}//": block for b, block in blocks.items()}),
     )
 
 
-def load_blocks(path: Path, like: Blocks) -> dict[str, Block]:
-    """Blocks laid out as `like`.
+def load_blocks(folder: Path, like: Blocks) -> dict[str, Block]:
+    """Shared blocks of a checkpoint, laid out as `like`, whoever wrote them: all or pieces, from one file or many.
 
     Raises:
-        ValueError: the file's tensors are not those of `like`.
+        ValueError: the files' tensors are not those of `like`.
     """
-    result = {}
-    with safe_open(path, framework="pt") as file:
-        expected = {f"{b}//{name}": tuple(t.shape) for b, block in like.items() for name, t in block.items()}
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))[:3]
-            raise ValueError(f"{path} holds another model than the config describes; the first differences are {odd}")
-        for b, block in like.items():
-            result[b] = block.new_zeros()
-            for name in block:
-                result[b][name].copy_(file.get_tensor(f"{b}//{name}"))
-    return result
+    paths = files_of(folder, SHARED, "safetensors")
+    if not paths:
+        raise ValueError(f"{folder} has no {SHARED}.safetensors; delete that folder to resume from the one before it")
+    with opened(paths) as files:
+        stored = Stored(files)
+        expected = {f"{b}//{name}": shape for b, block in like.items() for name, shape in whole_shapes(block).items()}
+        if expected != stored.shapes:
+            odd = sorted(set(expected.items()) ^ set(stored.shapes.items()))[:3]
+            raise ValueError(f"{folder} holds another model than the config describes; the first differences are {odd}")
+        blocks = {b: Block(torch.zeros(block.layout.numel), block.layout) for b, block in like.items()}
+        return {b: fill(block, stored, f"{b}//") for b, block in blocks.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
@@ -149,13 +163,16 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
         self._collectives.barrier()
+        mesh = self._collectives.mesh
+        shard = f".shard_{mesh.shard_index:05d}" if _sharded(shared) else ""
         if states:
-            _write_tree(temporary, f"clients_{self._collectives.mesh.slot:05d}", {str(c): s for c, s in states.items()})
+            _write_tree(temporary, f"clients_{mesh.slot:05d}{shard}", {str(c): s for c, s in states.items()})
+        if mesh.slot == 0:  # others hold the same
+            save_blocks(temporary / f"{SHARED}{shard}.safetensors", shared)
+            _write_tree(temporary, f"algorithm{shard}", algorithm)
         self._collectives.barrier()
         if not first:
             return
-        save_blocks(temporary / "shared.safetensors", shared)
-        _write_tree(temporary, "algorithm", algorithm)
         (temporary / "loop.json").write_text(json.dumps({**loop, "rounds_done": rounds_done}, indent=1))
         for path in temporary.iterdir():
             _sync(path)
@@ -167,20 +184,27 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def load_shared(self, path: Path, like: Blocks) -> dict[str, Block]:
-        return load_blocks(path / "shared.safetensors", like)
+        return load_blocks(path, like)
 
-    def load_algorithm(self, path: Path) -> dict[str, Any]:
-        state: dict[str, Any] = _read_tree(path, "algorithm")
+    def load_algorithm(self, path: Path, like: Blocks = NOTHING) -> dict[str, Any]:
+        """Its state. like: the model's blocks, for the layout of those that shards wrote."""
+        state: dict[str, Any] = _read_tree(path, "algorithm", like)
         return state
 
-    def load_states(self, path: Path, clients: Collection[ClientId]) -> dict[ClientId, ClientState]:
-        """State of `clients`, whichever slots saved it."""
+    def load_states(
+        self, path: Path, clients: Collection[ClientId], like: Blocks = NOTHING
+    ) -> dict[ClientId, ClientState]:
+        """State of `clients`, whichever slots saved it. like: as in `load_algorithm`."""
         states: dict[ClientId, ClientState] = {}
-        for file in sorted(path.glob("clients_*.json")):
-            tree = json.loads(file.read_text())["#map"]
-            with safe_open(file.with_suffix(".safetensors"), framework="pt") as tensors:
-                lazily = _Lazily(tensors)
-                states |= {int(c): decode_tree(node, lazily) for c, node in tree.items() if int(c) in clients}
+        for slot in sorted({file.name.split(".")[0] for file in path.glob("clients_*.json")}):
+            trees = [json.loads(file.read_text())["#map"] for file in files_of(path, slot, "json")]
+            wanted = [c for c in trees[0] if int(c) in clients]
+            with opened(files_of(path, slot, "safetensors")) as files:
+                for c in wanted:
+                    if len(trees) == 1 and not _sharded(like):
+                        states[int(c)] = decode_tree(trees[0][c], _Lazily(files[0]))
+                    else:
+                        states[int(c)] = merge_trees([tree[c] for tree in trees], files, like)
         return states
 
     def load_loop(self, path: Path) -> dict[str, Any]:

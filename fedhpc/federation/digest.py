@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from fedhpc.client.client import DataClient
 from fedhpc.federation.federation import SlotFederation
-from fedhpc.interfaces import Algorithm, Blocks, ClientId
+from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, TensorSpec
 
 
-def blocks_sha256(blocks: Blocks) -> bytes:
-    """Over block names, tensor names, shapes and row-major float32 bytes, sorted by name; layout does not count."""
+def blocks_sha256(blocks: Blocks, whole: Callable[[Block, TensorSpec], Tensor] = Block.view) -> bytes:
+    """Over block names, tensor names, shapes and row-major float32 bytes, sorted by name; layout does not count.
+
+    whole: gives one whole tensor of a block, where that is sharded.
+    """
     digest = hashlib.sha256()
     for block_name in sorted(blocks):
         block = blocks[block_name]
-        for name in sorted(block):
-            tensor = block[name].detach().cpu().contiguous()
-            digest.update(f"{block_name}//{name}{tuple(tensor.shape)}".encode())
+        for spec in sorted(block.layout.specs, key=lambda spec: spec.name):
+            tensor = whole(block, spec).detach().cpu().contiguous()
+            digest.update(f"{block_name}//{spec.name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().tobytes())
     return digest.digest()
 
@@ -28,7 +33,7 @@ def final_sha256(fed: SlotFederation, algorithm: Algorithm, clients: Sequence[Cl
     Every rank calls this.
     """
     if algorithm.shared:
-        return blocks_sha256(algorithm.shared).hex()
+        return blocks_sha256(algorithm.shared, fed.collectives.whole).hex()
 
     def own(client: DataClient) -> dict[str, float]:
         digest = blocks_sha256(algorithm.personal(client))

@@ -73,15 +73,15 @@ class SlotFederation:
 
     def end(self, stop: bool) -> bool:
         """Share what each client cost, and whether any rank was asked to stop. Every rank calls this."""
-        row = {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in enumerate(self.cohort) if c in self._here}
-        row[len(self.cohort) + self.collectives.mesh.slot] = torch.tensor(float(stop))
+        mesh = self.collectives.mesh
         table = self.collectives.all_rows(
-            row,
-            len(self.cohort) + self.collectives.mesh.num_slots,
+            {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in enumerate(self.cohort) if c in self._here},
+            len(self.cohort) + mesh.world,
             (),
             self._device,
             operation="placement",
             what="seconds",
+            own_rows={len(self.cohort) + mesh.rank: torch.tensor(float(stop))},
         ).tolist()
         self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])

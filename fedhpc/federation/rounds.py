@@ -123,6 +123,6 @@ def _load(run: Run, path: Path) -> int:
     loop = run.checkpoints.load_loop(path)
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)
-    run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path))
-    run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here())
+    run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path, run.fed.initial))
+    run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here(), run.fed.initial)
     return int(loop["rounds_done"])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import EncoderConfig
 from fedhpc.interfaces import DataSpec
+from fedhpc.models.towers import build_tower, is_tower
 from fedhpc.models.unused import drop_unused
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class ImageEncoder(nn.Module):
 def build_image_encoder(config: EncoderConfig, spec: DataSpec) -> ImageEncoder:
     """The encoder that `config` names, for pictures of `spec`.
 
-    name: a timm name; or a folder written by timm (``config.json``) or a hub id, whose architecture is then taken.
+    name: a timm name; or a folder written by timm (``config.json``) or a hub id, whose architecture is then taken; or a
+    vision tower of transformers (towers.py).
     pretrained: a folder written by timm with ``model.safetensors``; a ``.safetensors`` file for `name`; a hub id
     (``hf-hub:owner/model``); or a tag of timm's own weights (``augreg_in21k``). Loading is strict; position embeddings
     are resampled to the size of the pictures, and the first convolution to their channels, by timm.
@@ -117,6 +119,8 @@ def build_image_encoder(config: EncoderConfig, spec: DataSpec) -> ImageEncoder:
     """
     if spec.image_channels == 0:
         raise ValueError("model.image is set, but the packed set has no pictures; pack them, or remove the encoder")
+    if is_tower(config):
+        return ImageEncoder(build_tower(config, spec), spec, freeze=config.freeze)
     taken = sorted(FROM_DATA.keys() & config.options.keys())
     if taken:
         raise ValueError(f"model.image.options: {', '.join(taken)} is taken from the packed set; remove it")

@@ -54,7 +54,7 @@ from .conftest import BASE, CLASSIFIER, Problems
             "fit.optimizer.name=adamW",
             'fit.optimizer.name = "adamW": not allowed; did you mean adamw?; set one of sgd, ',
         ),
-        ("mesh.shard=2", "mesh.shard = 2: not allowed; set 1"),
+        ("mesh.shard=0", "mesh.shard = 0: not accepted; set an integer >= 1"),
         ("partition={kind: quantity, num_clients: 2}", "partition.alpha: missing; set it to a number > 0"),
         ("fit.epochs=1", "fit: set exactly one of fit.steps and fit.epochs"),
         ("fit.optimizer.momentum=0.9", "fit.optimizer.momentum = 0.9: has no effect with name: adamw; remove it"),
