@@ -34,7 +34,9 @@ class ClientEngine(Protocol):
     device: torch.device
     config: FitConfig
     loss: Loss
-    first_local: Blocks
+
+    @property
+    def first_local(self) -> Blocks: ...
 
     @property
     def weights(self) -> Weights: ...

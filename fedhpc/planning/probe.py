@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fedhpc.client.engine import Engine
 from fedhpc.config.load import load_config
 from fedhpc.config.schema import CohortConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
@@ -54,7 +55,9 @@ def probe(config: RunConfig, limit: int | None) -> dict[str, Any] | None:
     """The costs, and with several ranks what they do to each other; None on ranks but the first. Every rank calls this.
 
     limit: batches of a loop that are made; chosen by their cost when None, which one rank alone can do.
+    Sharded clients are measured unsharded: each rank's part of memory is worked out from the whole.
     """
+    config = config.model_copy(update={"mesh": config.mesh.model_copy(update={"shard": 1}), "sharding": None})
     with Runtime.start(config.runtime, config.mesh) as runtime, tempfile.TemporaryDirectory() as folder:
         path = data_path(config)
         with PackedFile(path) as packed:
@@ -152,6 +155,7 @@ def line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------------- memory
 def _memory(run: Run) -> Memory:
     fed, engine = run.fed, run.fed.slot.engine
+    assert isinstance(engine, Engine), "`probe` takes out sharding"
     weights = sum(p.nbytes for p in engine.module.parameters()) + sum(b.nbytes for b in engine.module.buffers())
     gradients = sum(p.nbytes for p in engine.module.parameters() if p.requires_grad)
     model = weights + gradients + tensor_bytes(list(engine._last.state.values()))
