@@ -75,7 +75,7 @@ def _resnet(layers: tuple[int, ...], width: float, stride: int, in_channels: int
     net.conv1 = _convolution(in_channels, stem, 1 if stride == 8 else 2)
     if stride < 32:
         net.maxpool = nn.Identity()
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 def _resnet10(width: float, stride: int, in_channels: int) -> nn.Module:
@@ -93,8 +93,8 @@ def _shufflenet(width: float, stride: int, in_channels: int) -> nn.Module:
     net = ShuffleNetV2([4, 8, 4], channels)
     net.conv1[0] = _convolution(in_channels, channels[0], 1 if stride == 8 else 2)
     if stride < 32:
-        net.maxpool = nn.Identity()  # type: ignore[assignment]
-    net.fc = nn.Identity()  # type: ignore[assignment]
+        net.maxpool = nn.Identity()
+    net.fc = nn.Identity()
     return net
 
 
@@ -114,7 +114,7 @@ def _mobilenetv2(width: float, stride: int, in_channels: int) -> nn.Module:
     net.features[-1] = Conv2dNormActivation(
         last[0].in_channels, _channels(1280, width), kernel_size=1, activation_layer=nn.ReLU6
     )
-    net.classifier = nn.Identity()  # type: ignore[assignment]
+    net.classifier = nn.Identity()
     return net
 
 
