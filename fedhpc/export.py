@@ -56,9 +56,9 @@ def export_run(folder: Path, to: Path, client: int | str | None = None) -> None:
     run = load_run(folder, client)
     encoder = image_encoder(run.module)
     if not isinstance(encoder, ImageEncoder):
-        assert run.config.model.image is not None, "a run with several networks is loaded as one of them"
+        image = run.config.model.image
         raise ValueError(
-            f"model.image.name: {run.config.model.image.name} is no timm network, so timm cannot load it; export runs "
+            f"model.image.name: {image.name if image else ''} is no timm network, so timm cannot load it; export runs "
             "whose image encoder is one"
         )
     partial = to.with_name(f".{to.name}.partial")

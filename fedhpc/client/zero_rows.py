@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -209,7 +209,7 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
                 "normalises by its rank's rows alone; choose an image network without batch normalisation (a ViT)"
             )
         layer.__class__ = SplitBatchNorm
-        layer.ranks = ranks
+        cast(SplitBatchNorm, layer).ranks = ranks
     for layer in module.modules():
         if hasattr(layer, "needs_two"):
             layer.needs_two = False  # the whole batch counts, not this rank's rows

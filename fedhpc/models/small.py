@@ -75,7 +75,7 @@ def _resnet(layers: tuple[int, ...], width: float, stride: int, in_channels: int
     net.conv1 = _convolution(in_channels, stem, 1 if stride == 8 else 2)
     if stride < 32:
         net.maxpool = nn.Identity()
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 def _resnet10(width: float, stride: int, in_channels: int) -> nn.Module:
