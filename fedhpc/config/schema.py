@@ -38,7 +38,6 @@ class PhantomConfig(Section):
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
 
-
     @model_validator(mode="after")
     def _sites_suffice(self) -> PhantomConfig:
         if self.hard_sites + self.noise_sites > self.num_sites:
