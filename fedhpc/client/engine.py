@@ -99,7 +99,7 @@ class Engine:
             name: block.new_zeros() for name, block in self.weights.shared.items()
         }
         # What a client's local blocks are before its first turn.
-        self.first_local = {name: block.clone() for name, block in self.weights.local.items()}
+        self.first_local: Blocks = {name: block.clone() for name, block in self.weights.local.items()}
         self._optimizers: dict[tuple[tuple[BlockName, ...], bool], torch.optim.Optimizer] = {}
         self._stepper: torch.optim.Optimizer | None = None
         # The first one is slow: pay before the first round.

@@ -25,6 +25,7 @@ from fedhpc.comm.mesh import Mesh
 from fedhpc.config.schema import FitConfig, ShardingConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
 from fedhpc.models.blocks import NORM_LAYERS
+from fedhpc.models.towers import Tower
 
 
 class ShardedWeights:
@@ -32,7 +33,7 @@ class ShardedWeights:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self.local: dict[BlockName, Block] = {}  # config.checks refuses local blocks
+        self.local: Blocks = {}
 
     @property
     def shared(self) -> Blocks:
@@ -67,7 +68,7 @@ class ZeroEngine:
         self.device = device
         self.config = config
         self.loss = loss
-        self.first_local: dict[BlockName, Block] = {}
+        self.first_local: Blocks = {}  # config.checks refuses local blocks
         self._build = build
         self._sharding = sharding
         self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
@@ -98,7 +99,7 @@ class ZeroEngine:
     def _prepared(self) -> nn.Module:
         module = self._build()
         if self._sharding.activation_checkpointing:
-            checkpoint_activations(module)
+            checkpoint_activations(module, reentrant=self._sharding.zero == 3)
         split_batch_norms(module, self._ranks)
         return module
 
@@ -288,20 +289,27 @@ class Twin:
         return self._model(batch)
 
 
-def checkpoint_activations(module: nn.Module) -> None:
+def checkpoint_activations(module: nn.Module, *, reentrant: bool) -> None:
     """Have encoders recompute their activations in the backward pass.
+
+    reentrant: torch's older way, the only one in which ZeRO-3's record of which layer comes when holds (DeepSpeed
+    0.19.8 ends with a "tracing error" in the other).
 
     Raises:
         ValueError: an encoder has no such option.
     """
+    from timm.layers import set_reentrant_ckpt
+
+    set_reentrant_ckpt(reentrant)
     for name, encoder in module.named_children():
         net: Any = getattr(encoder, "net", None)
         if net is None:
             continue
+        net = net.net if isinstance(net, Tower) else net
         if hasattr(net, "set_grad_checkpointing"):
             net.set_grad_checkpointing(True)
         elif getattr(net, "supports_gradient_checkpointing", False):
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
         else:
             raise ValueError(
                 f"sharding.activation_checkpointing: true, but the {name.replace('_', ' ')} ({type(net).__name__}) "

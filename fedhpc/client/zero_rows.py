@@ -199,7 +199,6 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
     """
     if ranks.count == 1:
         return
-    layer: Any
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
             continue
@@ -208,8 +207,18 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
                 f"mesh.shard: {ranks.count} divides each batch over ranks, and {name} ({type(layer).__name__}) "
                 "normalises by its rank's rows alone; choose an image network without batch normalisation (a ViT)"
             )
+<<<<<<< HEAD
         layer.__class__ = SplitBatchNorm
         cast(SplitBatchNorm, layer).ranks = ranks
     for layer in module.modules():
         if hasattr(layer, "needs_two"):
             layer.needs_two = False  # the whole batch counts, not this rank's rows
+=======
+        split: Any = layer
+        split.__class__ = SplitBatchNorm
+        split.ranks = ranks
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "needs_two"):
+            part.needs_two = False  # the whole batch counts, not this rank's rows
+>>>>>>> issue5

@@ -60,13 +60,6 @@ class Tower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_features(images)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        net: Any = self.net
-        if enable:
-            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        else:
-            net.gradient_checkpointing_disable()
-
 
 def is_tower(config: EncoderConfig) -> bool:
     """Whether model.image means a tower of transformers rather than a network of timm."""
