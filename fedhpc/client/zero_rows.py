@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -207,13 +207,6 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
                 f"mesh.shard: {ranks.count} divides each batch over ranks, and {name} ({type(layer).__name__}) "
                 "normalises by its rank's rows alone; choose an image network without batch normalisation (a ViT)"
             )
-<<<<<<< HEAD
-        layer.__class__ = SplitBatchNorm
-        cast(SplitBatchNorm, layer).ranks = ranks
-    for layer in module.modules():
-        if hasattr(layer, "needs_two"):
-            layer.needs_two = False  # the whole batch counts, not this rank's rows
-=======
         split: Any = layer
         split.__class__ = SplitBatchNorm
         split.ranks = ranks
@@ -221,4 +214,3 @@ def split_batch_norms(module: nn.Module, ranks: Ranks) -> None:
     for part in module.modules():
         if hasattr(part, "needs_two"):
             part.needs_two = False  # the whole batch counts, not this rank's rows
->>>>>>> issue5
