@@ -17,6 +17,8 @@ import torch.distributed as dist
 
 from fedhpc.exit_codes import EXIT_RANK_LOST, EXIT_USER_ERROR
 
+HEARD_S = 5.0  # how long a rank with a user's mistake waits for the others to hear of it
+
 
 class Liveness:
     """Started by every rank once the process group is up; `stop` before it goes down.
@@ -47,6 +49,7 @@ class Liveness:
         self._stopped = threading.Event()
         self._count = 0
         self._diagnosing = False
+        self._refused: str | None = None
         self._beat()
         self._thread = threading.Thread(target=self._watch, name="fedhpc-liveness", daemon=True)
 
@@ -86,19 +89,26 @@ class Liveness:
     def refuse(self, text: str) -> None:
         """This rank ends because of a user's mistake: the others shall not take it for a loss, and not start again."""
         try:
+            self._store.set(f"heard/{self._rank}", "")  # whatever another rank says, this one ends in the same way
             if not self._store.check(["refused"]):
                 self._store.set("refused", f"rank {self._rank} ended: {text}")
-                if self._rank == 0:
-                    time.sleep(1.5 * self._interval)  # the store ends with this rank: let the others read it
+            if self._rank == 0:  # the store ends with this rank: let the others read it
+                heard = [f"heard/{rank}" for rank in range(1, self._world)]
+                deadline = time.monotonic() + max(HEARD_S, 3 * self._interval)
+                while time.monotonic() < deadline and not self._store.check(heard):
+                    time.sleep(0.05)
         except RuntimeError:
             return  # rank 0 is gone already, and its reason with it
 
     def refusal(self) -> str | None:
         """What a rank said that ended because of a user's mistake."""
         try:
-            return self._store.get("refused").decode() if self._store.check(["refused"]) else None
+            if self._refused is None and self._store.check(["refused"]):
+                self._refused = self._store.get("refused").decode()
+                self._store.set(f"heard/{self._rank}", "")
         except RuntimeError:
-            return None
+            pass  # rank 0 has ended: what was heard before holds
+        return self._refused
 
     def _known_lost(self) -> list[int]:
         if not self._store.check(["lost"]):
