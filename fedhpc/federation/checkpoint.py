@@ -100,7 +100,7 @@ def save_blocks(path: Path, blocks: Blocks) -> None:
             for name, tensor in block.items()
         },
         path,
-        metadata=piece_metadata({f"{b}//": block for b, block in blocks.items()}),
+        metadata=piece_metadata({f"{b}//": block for b, block in blocks.items()}) or None,
     )
 
 

@@ -30,10 +30,15 @@ class FakeClient:
         self.blocks = frozenset({"net"})
         self.state: dict[str, Any] = {}
         self.own: dict[str, Block] = {}
+        self.first: Blocks = {}  # what it starts from
         self.terms: list[GradientTerm | None] = []
 
     def load(self, shared: Blocks) -> None:
         self.own = {name: b.clone() for name, b in shared.items()}
+
+    def resume(self) -> None:
+        """Its own model is there already, or is the first one."""
+        self.own = self.own or {name: b.clone() for name, b in self.first.items()}
 
     def read(self) -> Blocks:
         return self.own
@@ -110,6 +115,8 @@ class FakeFederation:
         self.clients: tuple[int, ...] = tuple(c.id for c in clients)
         self.cohort = self.clients
         self.initial = initial
+        for client in clients:
+            client.first = initial
         self.random_seed = 0
 
     def generator(self, what: str) -> torch.Generator:

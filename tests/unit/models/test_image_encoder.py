@@ -201,7 +201,7 @@ def test_pickled_weights_are_refused(timm_model: torch.nn.Module, tmp_path: Path
 
 def test_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"no config\.json that names a timm architecture"):
+    with pytest.raises(ValueError, match=r"holds a bert; towers are clip_vision_model"):
         build(pretrained=str(tmp_path))
 
 
