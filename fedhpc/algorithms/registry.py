@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedhpc.algorithms.afl import Afl
+from fedhpc.algorithms.dgb_pcw import DgbPcw
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
 from fedhpc.algorithms.feddra import FedDRA
 from fedhpc.algorithms.fedopt import FedOpt
 from fedhpc.algorithms.fedprox import FedProx
+from fedhpc.algorithms.gblend import GBlend
+from fedhpc.algorithms.hgb import Hgb
 from fedhpc.algorithms.local import Local
 from fedhpc.algorithms.moon import Moon
 from fedhpc.algorithms.qffl import Qffl
@@ -26,6 +29,9 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "qffl": Qffl,
     "afl": Afl,
     "feddra": FedDRA,
+    "dgb_pcw": DgbPcw,
+    "hgb": Hgb,
+    "gblend": GBlend,
     "local": Local,
     "centralised": Centralised,
 }

@@ -29,6 +29,7 @@ from fedhpc.interfaces import (
     Objective,
     Split,
 )
+from fedhpc.models.fusion import FusionModel
 
 LOCAL_STATE = "fedhpc/local"  # its local blocks (aggregation.local_blocks)
 OPTIMIZER_STATE = "fedhpc/optimizer"
@@ -98,12 +99,13 @@ class DataClient:
         self.site = record.site
         self.modalities = record.modalities
         self.num_examples = len(record.rows.train)
-        self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
+        self.blocks = owned_blocks(engine, record.modalities)
+        columns = held_columns(engine, record.modalities)
         self.state = state
         self.loss: Loss = engine.loss
         self._rows = record.rows
         self._engine = engine
-        self._batch_maker = batch_maker
+        self._batch_maker = batch_maker if columns is None else batch_maker.only(columns)
         self._turn = turn
         self._keep_optimizer = keep_optimizer
         self._pools = pools
@@ -112,15 +114,15 @@ class DataClient:
 
     def load(self, shared: Blocks) -> None:
         weights = self._engine.weights
-        weights.load(shared)
+        weights.load({name: block for name, block in shared.items() if name in self.blocks})
         if weights.local:
             weights.load(self.state.get(LOCAL_STATE) or self._engine.first_local)
 
     def read(self) -> Blocks:
-        return self._engine.weights.shared
+        return {name: block for name, block in self._engine.weights.shared.items() if name in self.blocks}
 
     def update(self, since: Blocks) -> Blocks:
-        return self._engine.difference(since)
+        return self._engine.difference({name: block for name, block in since.items() if name in self.blocks})
 
     def fit(
         self,
@@ -229,6 +231,19 @@ class DataClient:
         return sum(
             float(torch.dot(a[name].trainable.double(), b[name].trainable.double())) for name in sorted(a) if name in b
         )
+
+
+def owned_blocks(engine: Engine, modalities: frozenset[str]) -> frozenset[BlockName]:
+    """The exchanged blocks of a client with these modalities: all, unless the model tells clients apart."""
+    shared = frozenset(engine.weights.shared)
+    return shared & engine.module.blocks_of(modalities) if isinstance(engine.module, FusionModel) else shared
+
+
+def held_columns(engine: Engine, modalities: frozenset[str]) -> frozenset[str] | None:
+    """Columns of a client's batches; None: all that there are."""
+    if not isinstance(engine.module, FusionModel):
+        return None
+    return engine.module.columns_of(modalities) | {"label"}
 
 
 def park(value: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedhpc.config.blending import DgbPcwConfig, GBlendConfig, HgbConfig
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
@@ -192,7 +193,15 @@ AlgorithmConfig = Annotated[
     | MoonConfig
     | QfflConfig
     | AflConfig
+    | DgbPcwConfig
+    | HgbConfig
+    | GBlendConfig
     | LocalConfig
     | CentralisedConfig,
     Field(discriminator="name"),
 ]
+
+# One client holds the training rows of all.
+POOLED = (CentralisedConfig, GBlendConfig)
+# Only over modalities: model.kind: fusion.
+OVER_MODALITIES = (DgbPcwConfig, HgbConfig, GBlendConfig)

@@ -13,16 +13,24 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedhpc.config.algorithms import (
-    CentralisedConfig,
+    POOLED,
     FedDRAConfig,
     FedOptConfig,
     LocalConfig,
     QfflConfig,
     ScaffoldConfig,
 )
+from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
+from fedhpc.config.schema import (
+    ClassifierConfig,
+    ColumnPartition,
+    DualEncoderConfig,
+    FusionConfig,
+    GroupsPartition,
+    RunConfig,
+)
 
 
 def check(config: RunConfig, world_size: int | None = None) -> list[str]:
@@ -35,6 +43,7 @@ def check(config: RunConfig, world_size: int | None = None) -> list[str]:
     problems += _rounds(config)
     problems += _feddra(config)
     problems += _plain_sgd(config)
+    problems += check_fusion(config)
     if world_size is not None:
         problems += _ranks(config, world_size)
     return problems
@@ -70,7 +79,7 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
         idle.update({f"{section}.{key}": why for key in keys.split()})
 
     algorithm, model, optimizer = config.algorithm, config.model, config.fit.optimizer
-    if isinstance(algorithm, LocalConfig | CentralisedConfig):
+    if isinstance(algorithm, (LocalConfig, *POOLED)):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
         add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges nothing")
@@ -83,12 +92,13 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
     if config.aggregation.arithmetic == "float32":
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
+    idle_in_fusion(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
         if model.image.name in ("cnn", "cnn_tiny"):
             add("model.image", "pretrained options freeze", f"with name: {model.image.name}, which is no timm network")
-    else:
+    elif isinstance(model, DualEncoderConfig):
         add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
         if not model.align:
             add("model", "align_heads", "with align: false")
@@ -141,6 +151,8 @@ def _clients(config: RunConfig) -> Iterator[str]:
         known = phantom is not None and partition.column == "site"
         clients = phantom.num_sites if phantom is not None and known else None
         source = "data.phantom.num_sites"
+    elif isinstance(partition, GroupsPartition):
+        clients, source = None, "partition"
     else:
         clients, source = partition.num_clients, "partition.num_clients"
         if phantom is not None and clients > phantom.num_patients:
@@ -158,7 +170,7 @@ def _clients(config: RunConfig) -> Iterator[str]:
                 "blocks of its own to be evaluated with; set local_blocks: [], or another algorithm"
             )
     size = config.cohort.size
-    idle = isinstance(config.algorithm, LocalConfig | CentralisedConfig)  # said already
+    idle = isinstance(config.algorithm, (LocalConfig, *POOLED))  # said already
     if clients is not None and size is not None and size > clients and not idle:
         yield f"cohort.size = {size} but {source} = {clients}; set cohort.size: {clients} or less, or remove it for all"
 
@@ -182,9 +194,9 @@ def _pixels(config: RunConfig) -> Iterator[str]:
 
 def _model(config: RunConfig) -> Iterator[str]:
     model, size = config.model, config.fit.batch_size
-    if isinstance(model, ClassifierConfig):
+    if not isinstance(model, DualEncoderConfig):
         if config.data.label is None:
-            yield "data.label is not set but model.kind is classifier; set data.label to the column to be learned"
+            yield f"data.label is not set but model.kind is {model.kind}; set data.label to the column to be learned"
         return
     if size < 2:
         norm = ", and head_norm: batch cannot normalise it" if model.head_norm == "batch" else ""
@@ -200,8 +212,9 @@ def _objective(config: RunConfig) -> Iterator[str]:
     if objective is None:
         return
     line = f"objective.name = {objective.name} but model.kind = {config.model.kind}"
-    if isinstance(config.model, ClassifierConfig) and not isinstance(objective, CrossEntropyConfig):
-        yield f"{line}, which reads no text; set objective.name: cross_entropy, or model.kind: dual_encoder"
+    if not isinstance(config.model, DualEncoderConfig) and not isinstance(objective, CrossEntropyConfig):
+        reads = "reads no text" if isinstance(config.model, ClassifierConfig) else "learns classes"
+        yield f"{line}, which {reads}; set objective.name: cross_entropy, or model.kind: dual_encoder"
     if isinstance(config.model, DualEncoderConfig) and isinstance(objective, CrossEntropyConfig):
         yield (
             f"{line}, which knows no classes; set objective.name: clip, convirt, siglip or gloria, "
@@ -222,8 +235,9 @@ def _align_heads(model: DualEncoderConfig) -> Iterator[str]:
 
 
 def _encoders(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    yield "image", config.model.image
-    if isinstance(config.model, DualEncoderConfig):
+    if config.model.image is not None:
+        yield "image", config.model.image
+    if not isinstance(config.model, ClassifierConfig) and config.model.text is not None:
         yield "text", config.model.text
 
 
@@ -247,9 +261,9 @@ def _feddra(config: RunConfig) -> Iterator[str]:
     algorithm = config.algorithm
     if not isinstance(algorithm, FedDRAConfig):
         return
-    if isinstance(config.model, ClassifierConfig):
+    if not isinstance(config.model, DualEncoderConfig):
         yield (
-            "algorithm.name = feddra but model.kind = classifier: it aligns pictures with text; "
+            f"algorithm.name = feddra but model.kind = {config.model.kind}: it aligns pictures with text; "
             "set model.kind: dual_encoder, or algorithm.name: afl for robust weights over classifiers"
         )
     if algorithm.schedule == "sequential":

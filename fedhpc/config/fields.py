@@ -33,6 +33,14 @@ def section_of(field: FieldInfo) -> SectionType | None:
     return None
 
 
+def entry_of(field: FieldInfo) -> SectionType | None:
+    """The section type of a field that maps names to sections."""
+    arguments = get_args(field.annotation)
+    if get_origin(field.annotation) is dict and isinstance(arguments[1], type) and issubclass(arguments[1], Section):
+        return arguments[1]
+    return None
+
+
 def locate(root: SectionType, loc: Sequence[int | str]) -> tuple[tuple[str, ...], SectionType | None, FieldInfo | None]:
     """What a pydantic error location means.
 
@@ -44,6 +52,7 @@ def locate(root: SectionType, loc: Sequence[int | str]) -> tuple[tuple[str, ...]
     field: FieldInfo | None = None
     inside: SectionType | None = root  # the section that the next key belongs to
     tags: dict[str, SectionType] = {}
+    entry: SectionType | None = None  # sections by names that the user chooses
     for part in loc:
         if part in tags:
             inside, tags = tags[str(part)], {}
@@ -51,12 +60,16 @@ def locate(root: SectionType, loc: Sequence[int | str]) -> tuple[tuple[str, ...]
         if part == "[key]" or (inside is None and isinstance(part, int)):
             continue  # the items of a list are judged, and replaced, as a whole
         path.append(str(part))
+        if entry is not None:  # a name that the user chose
+            inside, entry = entry, None
+            continue
         if inside is None:  # a key of free options
             holder = None
             continue
         holder, field = inside, inside.model_fields.get(str(part))
         tags = variants(field) if field else {}
         inside = section_of(field) if field else None
+        entry = entry_of(field) if field else None
     return tuple(path), holder, field
 
 

@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.encoder import EncoderConfig as EncoderConfig
+from fedhpc.config.fusion import FusionConfig as FusionConfig
+from fedhpc.config.fusion import ModalitiesConfig
 from fedhpc.config.objectives import ObjectiveConfig
 from fedhpc.config.section import Section
 
@@ -37,7 +40,8 @@ class PhantomConfig(Section):
     """Entries of the WordPiece tokenizer that is trained on the sentences."""
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
-
+    lab_values: int = Field(0, ge=0)
+    """Columns of a tabular modality ``labs``: noisy numbers that depend on the findings. 0: no such modality."""
 
     @model_validator(mode="after")
     def _sites_suffice(self) -> PhantomConfig:
@@ -57,7 +61,10 @@ class DataConfig(Section):
     phantom: PhantomConfig | None = None
     """Generate the phantom set instead: once, into ``data/``, or at `path` where that is given."""
     label: str | None = None
-    """Label column that a classifier learns. Required by `model.kind: classifier`."""
+    """Label column that a classifier learns. Required by `model.kind: classifier` and `fusion`."""
+    corrupt_text: float = Field(0.0, ge=0, le=1)
+    """Share of the words of every row that are replaced by random ones, the same in every round: a noisy modality, on
+    purpose. `model.kind: fusion` only."""
     max_tokens: int | None = Field(None, ge=2)
     """Cut token sequences to this length; the length in the file when not set."""
     image_mean: tuple[float, ...] = (0.5,)
@@ -113,6 +120,21 @@ class ColumnPartition(Section):
     """Refuse a client with fewer training rows."""
 
 
+class GroupsPartition(Section):
+    """Whole sites are put together into `num_groups` clients of like size for each value of `within`: cohorts of
+    hospitals."""
+
+    kind: Literal["groups"]
+    within: str | None = None
+    """Label column (``cohort``) whose values are never mixed. null: one pool."""
+    column: str = "site"
+    """What stays whole: ``site`` or a label column."""
+    num_groups: int = Field(3, ge=1)
+    """Clients for each value of `within`."""
+    min_examples: int = Field(1, ge=1)
+    """Refuse a client with fewer training rows."""
+
+
 class QuantityPartition(Section):
     """Client sizes drawn from Dirichlet(alpha), labels mixed alike: quantity skew."""
 
@@ -126,21 +148,9 @@ class QuantityPartition(Section):
 
 
 Partition = Annotated[
-    IidPartition | DirichletPartition | ColumnPartition | QuantityPartition, Field(discriminator="kind")
+    IidPartition | DirichletPartition | ColumnPartition | GroupsPartition | QuantityPartition,
+    Field(discriminator="kind"),
 ]
-
-
-class EncoderConfig(Section):
-    """An encoder from timm (image) or transformers (text)."""
-
-    name: str
-    """timm model name, or transformers model type (``bert``), or - for either - what `pretrained` points to."""
-    pretrained: str | None = None
-    """Local folder or hub id whose weights are loaded; random weights when not set."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to ``timm.create_model`` or to the transformers config (``hidden_size: 64``)."""
-    freeze: bool = False
-    """Keep the weights as they are. A frozen parameter crosses no wire."""
 
 
 class DualEncoderConfig(Section):
@@ -177,7 +187,7 @@ class ClassifierConfig(Section):
     """Dropout before the last layer. Default: 0.5 for the two benchmark networks, else 0."""
 
 
-Model = Annotated[DualEncoderConfig | ClassifierConfig, Field(discriminator="kind")]
+Model = Annotated[DualEncoderConfig | ClassifierConfig | FusionConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -277,6 +287,8 @@ class EvaluationConfig(Section):
     """Split of the last evaluation, the one in the final table."""
     batch_size: int = Field(64, ge=2)
     """Also the candidate pool of in-batch retrieval."""
+    num_resamples: int = Field(0, ge=0)
+    """Fusion: 95 % intervals from this many bootstrap resamples of patients, for each client and combination. 0: none."""
     match: list[str] | None = None
     """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
 
@@ -325,8 +337,9 @@ class RunConfig(Section):
     data: DataConfig
     partition: Partition
     model: Model
+    modalities: ModalitiesConfig = Field(default_factory=ModalitiesConfig)
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
-    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier."""
+    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier or fusion."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)

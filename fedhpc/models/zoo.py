@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.config.objectives import CrossEntropyConfig, ObjectiveConfig
-from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, Model
+from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, FusionConfig, Model
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.dropout import dropout
 from fedhpc.models.dual_encoder import DualEncoder
+from fedhpc.models.fusion import FusionModel
 from fedhpc.models.vision import ImageEncoder, build_image_encoder
 
 CNN_WIDTHS = {"cnn": (32, 64, 128), "cnn_tiny": (8, 16, 32)}  # channels of both convolutions, features
@@ -29,6 +30,8 @@ def build_model(config: Model, spec: DataSpec, objective: ObjectiveConfig | None
     if isinstance(config, DualEncoderConfig):
         assert not isinstance(objective, CrossEntropyConfig), "config.checks refuses it"
         return DualEncoder(config, spec, objective)
+    if isinstance(config, FusionConfig):
+        return FusionModel(config, spec)
     return Classifier(config, spec)
 
 
