@@ -25,16 +25,16 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
-from fedhpc.config.load import dump_config
 from fedhpc.config.algorithms import POOLED
+from fedhpc.config.load import dump_config
 from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.modalities import hold
 from fedhpc.data.packers.phantom import ensure_phantom
-from fedhpc.data.tabular import num_columns
 from fedhpc.data.partition import ClientRows
 from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients
+from fedhpc.data.tabular import num_columns
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer, summarise

@@ -135,9 +135,13 @@ class DgbPcw(FedAvg):
         config, past = self._config, self._losses
         for name in sorted(losses.keys() ^ self._fresh) if self._fresh else []:
             change = "appears" if name in losses else "vanishes"
-            self._warn(f"combination {name} {change}", "between rounds: its rate stays until two rounds follow each other")
+            self._warn(
+                f"combination {name} {change}", "between rounds: its rate stays until two rounds follow each other"
+            )
         now = {
-            name: Losses(*(config.loss_ema * a + (1 - config.loss_ema) * b for a, b in zip(past[name], loss, strict=True)))
+            name: Losses(
+                *(config.loss_ema * a + (1 - config.loss_ema) * b for a, b in zip(past[name], loss, strict=True))
+            )
             if name in self._fresh
             else loss
             for name, loss in losses.items()

@@ -1,4 +1,5 @@
-"""G-Blend: Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification Networks Hard?", CVPR 2020; on pooled data.
+"""G-Blend: Wang, Tran, Feiszli, "What Makes Training Multi-Modal Classification Networks Hard?", CVPR 2020, on pooled
+data.
 
     L = sum_i w_i L_i over the classifiers of all combinations,  w_i = (1/Z) G_i / O_i^2, sum 1
 

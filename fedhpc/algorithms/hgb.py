@@ -1,5 +1,5 @@
-"""HGB: hierarchical gradient blending, Chen and Li, "Towards Optimal Multi-modal Federated Learning on Non-IID Data with
-Hierarchical Gradient Blending", IEEE INFOCOM 2022; formulas from its code in TL-System/plato (ALGORITHMS.md C.4).
+"""HGB: Chen, Li, "Towards Optimal Multi-modal Federated Learning on Non-IID Data with Hierarchical Gradient Blending",
+IEEE INFOCOM 2022; formulas from its code in TL-System/plato (ALGORITHMS.md C.4).
 
     at client k   L_k = sum_i v_i L_i over its single modalities and its combination, v_i = G_i / O_i^2, normalised
     in the mean   weight of client k ~ G_k / (2 O_k^2), of the loss of its combination

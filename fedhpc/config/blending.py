@@ -41,8 +41,8 @@ class DgbPcwConfig(Section):
     clip: tuple[float, float] | None = (0.1, 3.0)
     """normalized only: bounds of the factors. null: none."""
     probes: Literal["never", "unpopulated", "always"] = "unpopulated"
-    """A modality's own losses come from the clients that hold it alone; where nobody does (or always), from a classifier
-    that each holder trains on its features without moving them."""
+    """A modality's own losses come from the clients that hold it alone; where nobody does (or always), from probes:
+    classifiers that each holder trains on its features without moving them."""
     weight: ClientWeight = "examples"
     """A client's weight in the mean of the blocks that it owns."""
 

@@ -27,7 +27,6 @@ from fedhpc.config.schema import (
     ClassifierConfig,
     ColumnPartition,
     DualEncoderConfig,
-    FusionConfig,
     GroupsPartition,
     RunConfig,
 )

@@ -39,7 +39,7 @@ def check_fusion(config: RunConfig) -> Iterator[str]:
         )
     if isinstance(algorithm, OVER_MODALITIES) and len(model.modalities) < 2:
         yield (
-            f"algorithm.name = {algorithm.name} but the model has one modality, {model.modalities[0]}: there is nothing "
+            f"algorithm.name = {algorithm.name} but the model has one modality, {model.modalities[0]}: nothing "
             "to blend; add a modality, or set algorithm.name: fedavg"
         )
     if isinstance(algorithm, OVER_MODALITIES) and model.missing == "zeros":
@@ -48,7 +48,8 @@ def check_fusion(config: RunConfig) -> Iterator[str]:
             "set missing: heads, or algorithm.name: fedavg for zero-filling"
         )
     if config.data.corrupt_text and not model.reads_text:
-        yield f"data.corrupt_text = {config.data.corrupt_text:g} but the model reads no text; remove it, or add model.text"
+        share = config.data.corrupt_text
+        yield f"data.corrupt_text = {share:g} but the model reads no text; remove it, or add model.text"
     held = config.modalities.of_client
     unknown = sorted({name for client in held or () for name in client} - set(model.modalities))
     if unknown:
@@ -64,7 +65,8 @@ def check_fusion(config: RunConfig) -> Iterator[str]:
     clients = getattr(config.partition, "num_clients", None)
     if held is not None and clients is not None and clients != len(held):
         yield (
-            f"modalities.of_client has {len(held)} entries but partition.num_clients = {clients}; give one entry a client"
+            f"modalities.of_client has {len(held)} entries but partition.num_clients = {clients}; give one entry "
+            "a client"
         )
     if isinstance(algorithm, DgbPcwConfig) and algorithm.rates == "static":
         yield from _static_rates(algorithm, model)

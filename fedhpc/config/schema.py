@@ -7,7 +7,7 @@ a field is its help. A key that would have no effect is an error, never ignored.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -288,7 +288,7 @@ class EvaluationConfig(Section):
     batch_size: int = Field(64, ge=2)
     """Also the candidate pool of in-batch retrieval."""
     num_resamples: int = Field(0, ge=0)
-    """Fusion: 95 % intervals from this many bootstrap resamples of patients, for each client and combination. 0: none."""
+    """Fusion: 95 % intervals from this many bootstrap resamples of patients, by client and combination. 0: none."""
     match: list[str] | None = None
     """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
 

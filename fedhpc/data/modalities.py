@@ -65,8 +65,8 @@ def hold(packed: PackedFile, config: RunConfig, dealt: Sequence[ClientRows]) -> 
             )  # fmt: skip
     if idle := [m for m in model.modalities if not any(m in held for held in of_client.values())]:
         raise ValueError(
-            f"nobody holds {', '.join(idle)} under modalities: {config.modalities.preset}; remove it from the model, or "
-            "set modalities.preset: upper_bound or of_client"
+            f"nobody holds {', '.join(idle)}, which the model reads; remove it from the model, or set "
+            "modalities.preset: upper_bound or modalities.of_client"
         )
     spec, private = _heads(config, model, of_client)
     combinations = _ordered(set(of_client.values()))
@@ -95,8 +95,8 @@ def present_rows(packed: PackedFile, model: FusionConfig, modality: str) -> np.n
         source = "image" if tabular.thumbnail is not None else "text" if tabular.words else f"tabular/{modality}"
     if source not in packed.modalities:
         raise ValueError(
-            f"the model reads {modality}, but {packed.path} has only {', '.join(packed.modalities)}; remove it from the "
-            "model, name it as the file does, or pack it"
+            f"the model reads {modality}, but {packed.path} has only {', '.join(packed.modalities)}; remove it from "
+            "the model, name it as the file does, or pack it"
         )
     return packed.read(f"present/{source}").astype(bool)
 
@@ -108,8 +108,8 @@ def _given(
     if config.of_client is not None:
         if len(config.of_client) != len(dealt):
             raise ValueError(
-                f"modalities.of_client has {len(config.of_client)} entries, but there are {len(dealt)} clients; give one "
-                "entry a client"
+                f"modalities.of_client has {len(config.of_client)} entries, but there are {len(dealt)} clients; give "
+                "one entry a client"
             )
         return {
             client.id: tuple(m for m in names if m in held)
@@ -125,8 +125,8 @@ def _natural(client: ClientRows, names: Combination, present: Mapping[str, np.nd
     held = tuple(m for m in names if present[m][rows].mean() >= 0.5)
     if not held:
         raise ValueError(
-            f"client {client.id} ({client.site}): none of {', '.join(names)} is there in half of its training rows; set "
-            "modalities.of_client, or another partition"
+            f"client {client.id} ({client.site}): none of {', '.join(names)} is there in half of its training rows; "
+            "set modalities.of_client, or another partition"
         )
     return held
 
@@ -200,8 +200,8 @@ def _heads(
     for c, n in sorted(count.items()):
         if c in head_of:
             logger.warning(
-                "%s is held by %d clients, modalities.min_contributors is %d: they use the classifier of %s, with zeros "
-                "for what they lack", "+".join(c), n, least, "+".join(head_of[c]),
+                "%s is held by %d clients, modalities.min_contributors is %d: they use the classifier of %s, with "
+                "zeros for what they lack", "+".join(c), n, least, "+".join(head_of[c]),
             )  # fmt: skip
     if private:
         logger.warning(
@@ -239,9 +239,7 @@ def _probes(config: RunConfig, of_client: Mapping[ClientId, Combination]) -> Com
     return tuple(m for m in config.model.modalities if m in wanted)
 
 
-def _private(
-    spec: FusionSpec, of_client: Mapping[ClientId, Combination], least: int
-) -> tuple[BlockName, ...]:
+def _private(spec: FusionSpec, of_client: Mapping[ClientId, Combination], least: int) -> tuple[BlockName, ...]:
     owners: Counter[BlockName] = Counter()
     for held in of_client.values():
         own = spec.head_of.get(held, held)

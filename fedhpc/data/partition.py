@@ -255,7 +255,7 @@ def _in_groups(
     random_seed: int,
 ) -> tuple[Array, list[str]]:
     """Whole units go, in random order, each to the group with the fewest training rows at that time."""
-    unit, units = _value_of_patients(config.column, site, labels, patients)
+    unit, _ = _value_of_patients(config.column, site, labels, patients)
     pool, pools = np.zeros(patients.count, np.int64), ["group"]
     if config.within is not None:
         pool, pools = _value_of_patients(config.within, site, labels, patients, "partition.within")
@@ -267,8 +267,8 @@ def _in_groups(
         members = pool == value
         held = np.unique(unit[members])
         if len(held) < config.num_groups:
-            raise ValueError(f"partition.num_groups is {config.num_groups}, but {pools[value]} has {len(held)} values of "
-                             f"{config.column}, and these stay whole: lower num_groups")  # fmt: skip
+            raise ValueError(f"partition.num_groups is {config.num_groups}, but {pools[value]} has {len(held)} values "
+                             f"of {config.column}, and these stay whole: lower num_groups")  # fmt: skip
         filled = np.zeros(config.num_groups, np.int64)
         for one in random.permutation(held):
             here = members & (unit == one)

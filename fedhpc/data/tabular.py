@@ -35,8 +35,13 @@ class Scaling:
         return out
 
 
-def raw_values(packed: PackedFile, model: FusionConfig, modality: str, present: Array, tokens: Array | None) -> Array:
-    """tokens: int [rows, L], where the model reads text. float32 [rows of the file, D], NaN where a value is missing and in rows that are not `present` (bool [rows])."""
+def raw_values(
+    packed: PackedFile, model: FusionConfig, modality: str, present: Array, tokens: Array | None = None
+) -> Array:
+    """float32 [rows of the file, D], NaN where a value is missing and in rows that are not `present` (bool [rows]).
+
+    tokens: int [rows, L], where the model reads text.
+    """
     config = model.tabular[modality]
     if config.labels:
         values = np.concatenate([one_hot(packed, name) for name in config.labels], axis=1)
@@ -78,7 +83,9 @@ def thumbnails(packed: PackedFile, size: int) -> Array:
     assert packed.image_shape is not None, "modalities.present_rows refuses it"
     height, width, channels = packed.image_shape
     if size > min(height, width):
-        raise ValueError(f"thumbnail: {size} exceeds the pictures of {height} x {width}; set {min(height, width)} or less")
+        raise ValueError(
+            f"thumbnail: {size} exceeds the pictures of {height} x {width}; set {min(height, width)} or less"
+        )
     out = np.empty((packed.num_rows, size * size * channels), np.float32)
     for start in range(0, packed.num_rows, ROWS_AT_ONCE):
         rows = np.arange(start, min(start + ROWS_AT_ONCE, packed.num_rows))

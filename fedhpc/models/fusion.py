@@ -1,8 +1,8 @@
 """Late fusion: an encoder for each modality, a classifier for each combination of modalities (DGB + PCW,
 arXiv 2401.03609; ALGORITHMS.md C.1).
 
-Blocks: ``encoder/<modality>``, ``head/<combination>`` (modalities joined by +), ``probe/<modality>``. What a batch holds
-decides which of them work: a client that lacks a modality never touches its encoder.
+Blocks: ``encoder/<modality>``, ``head/<combination>`` (modalities joined by +), ``probe/<modality>``. What a batch
+holds decides which of them work: a client that lacks a modality never touches its encoder.
 """
 
 from __future__ import annotations
