@@ -8,6 +8,9 @@ generated (bool: not real data), num_rows, note. Datasets, N rows each unless sa
 ``image_bytes/data``, ``offsets``  uint8 [total], int64 [N+1]: JPEG or PNG as it was; attrs height, width, channels
 ``text``                          UTF-8 strings
 ``tokens``, ``tokenizer``         int32 [N, L], attrs pad_token, vocab_size; JSON of the ``tokenizers`` library
+``captions/text``, ``tokens``     UTF-8 strings [M], int32 [M, L]: all texts of rows that have several; ``text`` and
+                                  ``tokens`` hold one of them, or all in one
+``captions/offsets``              int64 [N+1]: row i has the captions offsets[i]:offsets[i+1]
 ``tabular/<name>``                float32 or float16 [N, D], attr columns (JSON list)
 ``label/<name>``                  int32 [N], -1 missing, attr classes (JSON list)
 ``mask``, ``mask_row``            uint8 [M, H, W]; int64 [N], -1 none

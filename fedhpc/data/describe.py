@@ -58,6 +58,9 @@ def _header(packed: PackedFile, verified: bool) -> RenderableType:
         lines.append(("pictures", f"{shape[0]}x{shape[1]} px, {'grey' if shape[2] == 1 else 'RGB'}"))
     if packed.max_tokens:
         lines.append(("tokens", f"{packed.max_tokens} a row, vocabulary of {packed.vocab_size}"))
+    if packed.caption_offsets is not None:
+        counts = np.diff(packed.caption_offsets)
+        lines.append(("captions", f"{counts.min()} to {counts.max()} a row, {counts.sum()} in all"))
     if packed.note:
         lines.append(("note", packed.note))
     if packed.generated:

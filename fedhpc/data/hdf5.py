@@ -160,7 +160,7 @@ class PackedFile:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Everything that `read` knows."""
-        strings = {"text", "patient", "row_id", "tokenizer"}
+        strings = {"text", "patient", "row_id", "tokenizer", "captions/text"}
         paths = [p for p in column_paths(self._file) if p not in strings and not p.startswith("image_bytes/")]
         return tuple(sorted({*paths, *(["image"] if self.image_shape else [])}))
 
@@ -170,7 +170,8 @@ class PackedFile:
 
         ``image`` uint8 [n, H, W, C] (decoded where stored encoded), ``tokens`` int32 [n, L], ``label/<name>`` int32
         [n], ``tabular/<name>`` float [n, D], ``site`` int32, ``split`` int8, ``mask_row`` int64, ``present/<modality>``
-        bool. ``mask`` uint8 [n, H, W] counts its own rows: those that ``mask_row`` points to.
+        bool. ``mask`` uint8 [n, H, W] counts its own rows: those that ``mask_row`` points to; ``captions/tokens`` int32
+        [n, L] too: see `caption_offsets`.
         Raises ValueError for an unknown column or rows out of range.
         """
         if column == "image" and "image_bytes" in self._file:
@@ -189,6 +190,23 @@ class PackedFile:
         if "text" not in self._file:
             raise ValueError(f"{self.path} has no text")
         return list(self._read_strings("text", rows))
+
+    @cached_property
+    def caption_offsets(self) -> Array | None:
+        """int64 [N+1]: row i has the captions offsets[i]:offsets[i+1], which is how ``captions/tokens`` counts. None
+        where the set has one text a row."""
+        return self._file["captions/offsets"][()] if "captions" in self._file else None
+
+    def captions(self, rows: Array | None = None) -> list[list[str]]:
+        """All texts of the rows, in their order; one of them is the row's text in `texts`."""
+        offsets = self.caption_offsets
+        if offsets is None:
+            raise ValueError(f"{self.path} has no captions beside its text")
+        rows = self._rows(rows, self.num_rows)
+        places = [np.arange(offsets[row], offsets[row + 1]) for row in rows]
+        flat = self._read_strings("captions/text", np.concatenate([np.arange(0), *places]))
+        ends = np.cumsum([len(own) for own in places])
+        return [list(own) for own in np.split(flat, ends[:-1])] if len(rows) else []
 
     def patients(self, rows: Array | None = None) -> Array:
         """Patient of the rows: array of str."""
@@ -248,7 +266,7 @@ class PackedFile:
         dataset = self._file[column].asstr()
         if rows is None:
             return dataset[()]
-        rows = self._rows(rows, self.num_rows)
+        rows = self._rows(rows, dataset.shape[0])
         out = np.empty(len(rows), object)
         for where, start, stop in _spans(rows, 1024, 256):
             out[where] = dataset[start:stop][rows[where] - start]

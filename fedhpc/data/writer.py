@@ -154,6 +154,20 @@ class PackWriter:
         self._column("tokens", tokens.astype(np.int32)).attrs.update(pad_token=pad_token, vocab_size=vocab_size)
         self._file.create_dataset("tokenizer", data=tokenizer_json, dtype=h5py.string_dtype())
 
+    def set_captions(self, captions: Sequence[Sequence[str]], tokens: Array) -> None:
+        """All texts of each row, where it has several, and their token ids int32 [M, L], made by the tokenizer of
+        `set_tokens`: row after row. `set_text` keeps one text a row, which readers that know no captions see."""
+        counts = [len(own) for own in captions]
+        flat = [text for own in captions for text in own]
+        if tokens.ndim != 2 or len(tokens) != len(flat):
+            raise ValueError(f"tokens of {len(flat)} captions must be [{len(flat)}, L], not {list(tokens.shape)}")
+        if "captions" in self._file:
+            raise ValueError("column captions is set twice")
+        self._lengths["captions"] = len(counts)
+        self._file.create_dataset("captions/text", data=flat, shape=(len(flat),), dtype=h5py.string_dtype())
+        self._column("captions/tokens", tokens.astype(np.int32), counted=False)
+        self._column("captions/offsets", np.cumsum([0, *counts]).astype(np.int64), counted=False)
+
     def set_label(self, name: str, codes: Array, classes: Sequence[str]) -> None:
         """int [N] class indices, -1 where missing."""
         self._coded(f"label/{_plain(name)}", codes, "classes", classes, lowest=-1)

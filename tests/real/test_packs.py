@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from fedhpc.config.schema import ColumnPartition, DirichletPartition
 from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.packers.bccd_cells import PBC_CLASSES
 from fedhpc.data.packers.cli import pack_app
 from fedhpc.data.packers.pbc_wbcatt import ATTRIBUTES
 from fedhpc.data.partition import partition_file
@@ -29,7 +30,11 @@ def pack(data: Path, folder: Path, dataset: str, *options: str) -> Path:
 
 
 def metadata(data: Path, dataset: str) -> list[dict[str, str]]:
-    with open(data / dataset / "metadata.csv", newline="", encoding="utf-8") as file:
+    return metadata_of(data / dataset / "metadata.csv")
+
+
+def metadata_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -178,3 +183,64 @@ def test_cxr_of_four_sites(shared_data: Path, tmp_path: Path) -> None:
         assert packed.row_ids()[1960] == f"text-{rows[0]['image_id']}" and packed.texts()[1960] == rows[0]["text"]
         assert np.array_equal(packed.read("image", np.array([1960]))[0, :, :, 0], first)
         assert (packed.read("tokens")[site == 1][:, -1] == packed.pad_token).all()  # no template is cut
+
+
+def test_bccd_has_the_counts_of_its_provenance(shared_data: Path, tmp_path: Path) -> None:
+    with PackedFile(pack(shared_data, tmp_path, "bccd-cells")) as packed:
+        packed.verify()
+        assert packed.num_rows == 1333 and packed.image_shape == (64, 64, 3)
+        kinds = dict(zip(packed.label_classes["kind"], np.bincount(packed.read("label/kind")).tolist(), strict=True))
+        assert kinds == {"white cell": 372, "red cell": 600, "platelet": 361}
+        code = packed.read("label/cell_type")
+        assert packed.label_classes["cell_type"] == list(PBC_CLASSES) and (code >= 0).sum() == 341 + 361
+        rows = metadata(shared_data, "bccd_cells")
+        assert packed.patients().tolist() == [row["smear"] for row in rows]
+        smears = set(zip(packed.patients().tolist(), packed.read("split").tolist(), strict=True))
+        assert len(smears) == len({row["smear"] for row in rows})
+        with np.load(shared_data / "bccd_cells" / "bccd64_jpeg.npz", allow_pickle=False) as archive:
+            data = archive["jpeg"][archive["offsets"][7] : archive["offsets"][8]].tobytes()
+        assert np.array_equal(packed.read("image", np.array([7]))[0], np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.fixture(scope="module")
+def tcga(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(shared_data, tmp_path_factory.mktemp("tcga"), "tcga-stage")
+
+
+def test_tcga_has_the_counts_of_its_provenance(tcga: Path, shared_data: Path) -> None:
+    rows = metadata_of(shared_data / "tcga_stage" / "clinical.csv")
+    with PackedFile(tcga) as packed:
+        packed.verify()
+        assert packed.num_rows == 1739 and packed.patients().tolist() == [row["case_id"] for row in rows]
+        cohorts = packed.label_classes["cohort"]
+        cohort = np.asarray(cohorts)[packed.read("label/cohort")]
+        assert {name: int((cohort == name).sum()) for name in cohorts} == {"BRCA": 956, "LIHC": 333, "LUSC": 450}
+        names = [*packed.label_classes["stage"], ""]
+        assert [names[code] for code in packed.read("label/stage")] == [row["stage"] for row in rows]
+        assert np.bincount(packed.read("label/stage_1_2") + 1).tolist() == [431, 539, 769]
+        assert np.bincount(packed.read("label/early_late") + 1).tolist() == [46, 1308, 385]
+        sites = [packed.site_names[code] for code in packed.read("site")]
+        assert sites == [row["tss_site"] for row in rows] and len(packed.site_names) == 103
+        shapes = {name: packed.read(f"tabular/{name}").shape[1] for name in packed.tabular_columns}
+        assert shapes == {"mrna": 1526, "cnv": 894, "mutation": 863, "clinical": 7, "oncotree": 15}
+        present = packed.read("present/tabular/cnv")
+        assert np.array_equal(present, cohort != "LUSC")
+        with np.load(shared_data / "tcga_stage" / "cnv_common.npz", allow_pickle=False) as archive:
+            assert np.array_equal(packed.read("tabular/cnv")[present], archive["cnv"])
+        with np.load(shared_data / "tcga_stage" / "mut_lusc.npz", allow_pickle=False) as archive:
+            mut, genes = archive["mut"], archive["genes"].tolist()
+        assert np.array_equal(packed.read("label/tp53")[cohort == "LUSC"], mut[:, genes.index("TP53")])
+        columns, table = packed.tabular_columns["mutation"], packed.read("tabular/mutation")[cohort == "LUSC"]
+        assert "TP53" not in columns and np.array_equal(table[:, columns.index("TTN")], mut[:, genes.index("TTN")])
+        assert (~np.isnan(table)).all(axis=0).sum() == 849
+
+
+def test_tcga_groups_are_nine_clients_of_whole_hospitals(tcga: Path) -> None:
+    with PackedFile(tcga) as packed:
+        clients = partition_file(ColumnPartition(kind="column", column="hospital_group"), packed, 0)
+        assert [client.num_rows for client in clients] == [319, 319, 318, 140, 97, 96, 150, 150, 150]
+        site, stage = packed.read("site"), packed.read("label/stage_1_2")
+        held = [{int(code) for split in ("train", "val", "test") for code in site[c.rows(split)]} for c in clients]
+        assert sum(len(codes) for codes in held) == 103
+        share = np.stack([[np.isin(stage[c.rows(s)], (0, 1)).sum() for s in ("train", "val", "test")] for c in clients])
+        assert (share.min(axis=0) >= (30, 10, 10)).all()

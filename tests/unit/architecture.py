@@ -36,7 +36,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 ONLY_IN: Mapping[str, tuple[str, ...]] = {
     "torch.distributed": ("comm/*.py", "client/zero*.py", "runtime.py"),
     "deepspeed": ("client/zero*.py",),
-    "pickle": (),
+    "pickle": ("data/packers/cifar_batches.py",),  # runs nothing that a pickle names: see there
 }
 # Part -> modules that it must not import: `fedhpc check` answers in under a second on a login node.
 NEVER_IN: Mapping[str, frozenset[str]] = {

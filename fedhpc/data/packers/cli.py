@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedhpc.data.packers import cli_archives
+from fedhpc.data.packers import cli_archives, cli_pictures, cli_tcga
 from fedhpc.data.packers.cli_shared import (
     Folder,
     MaxTokens,
@@ -187,3 +187,5 @@ def phantom(
 
 
 cli_archives.register(pack_app)
+cli_pictures.register(pack_app)
+cli_tcga.register(pack_app)

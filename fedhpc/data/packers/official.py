@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Options:
     """The options that every packer of a published archive has."""
 
-    image_size: int
+    image_size: int | None  # None: kept
     limit: int | None = None
     skip_bad: bool = False
     overwrite: bool = False

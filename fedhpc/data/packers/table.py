@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.data.hdf5 import SPLITS, PackWriter
+from fedhpc.data.packers.captions import write_captions
 from fedhpc.data.packers.pictures import PictureWriter
 from fedhpc.data.packers.progress import track
 from fedhpc.data.packers.source import (
@@ -77,6 +78,8 @@ class TablePlan:
     images: PictureSource | None = None
     """Pictures from elsewhere than one column or archive."""
     masks: PictureSource | None = None
+    captions_column: str | None = None
+    """Column with all texts of a row, one a line, of which `text_column` holds one, or all in one."""
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Names of a label's classes in order, present or not; default: the sorted values that occur."""
     version: str = ""
@@ -298,6 +301,8 @@ def _write_columns(rows: Sequence[Row], plan: TablePlan, pack: PackWriter) -> in
         values = np.asarray([[_number(row, column) for column in columns] for row in rows], np.float32)
         pack.set_tabular(name, values, columns)
         pack.set_present(f"tabular/{name}", np.asarray(~np.isnan(values).any(axis=1)))
+    if plan.captions_column:
+        return write_captions(rows, split, plan, pack)
     return _write_text([row.values[plan.text_column] for row in rows], split, plan, pack) if plan.text_column else 0
 
 
