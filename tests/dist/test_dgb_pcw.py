@@ -43,10 +43,10 @@ def test_a_rank_without_any_owner_of_a_block_joins(phantom: str, tmp_path: Path)
 
 def test_blocks_of_too_few_owners_stay_at_home(phantom: str, tmp_path: Path) -> None:
     """Two clients hold each modality alone, three hold all: the classifiers of the twos are never summed."""
-    keys = (
-        "rounds=2", "modalities={of_client: [[labs], [labs], [words], [words], [pixels], [pixels], [labs, words, pixels], "
-        "[labs, words, pixels], [labs, words, pixels]], min_contributors: 3, small: skip}", *TABLES,
-    )  # fmt: skip
+    everything = "[labs, words, pixels]"
+    held = ", ".join(["[labs]", "[labs]", "[words]", "[words]", "[pixels]", "[pixels]", *[everything] * 3])
+    few = f"modalities={{of_client: [{held}], min_contributors: 3, small: skip}}"
+    keys = ("rounds=2", few, *TABLES)
     results = [run(CONFIG, world, tmp_path / str(world), phantom, *keys) for world in (1, 2)]
     assert results[0]["sha256"] == results[1]["sha256"]
     assert results[0]["clients"] == results[1]["clients"], "their own classifiers too"

@@ -114,23 +114,27 @@ def test_golden_ratios_become_rates_in_the_third_round() -> None:
     assert m.rates[2] == {"encoder/m": 1, "head/m": 1}
 
 
-def test_losses_of_aligned_clients_count() -> None:
-    """By hand: updates +3 (10 rows), +1 (10), -1 (20) of two encoders' worth of weights. Mean: (30 + 10 - 20) / 40 = .5,
-    so cosines 1, 1, -1, weights 10, 10, 0."""
-    clients = [
+def three() -> list[Held]:
+    return [
         Held(0, "m", [(0.4, 0.6)], 3.0, 10),
         Held(1, "m", [(0.6, 0.8)], 1.0, 10),
         Held(2, "m", [(5.0, 9.0)], -1.0, 20),
     ]
+
+
+def test_losses_of_aligned_clients_count() -> None:
+    """By hand: updates +3 (10 rows), +1 (10), -1 (20) of two encoders' worth of weights. Mean: (30 + 10 - 20) / 40 = .5,
+    so cosines 1, 1, -1, weights 10, 10, 0."""
+    clients = three()
     fed = federation(*clients)
     (metrics,) = play(algorithm(fed), fed, 1)
     assert (metrics["train_m"], metrics["val_m"]) == pytest.approx((0.5, 0.7), rel=1e-5)
-    clients = [Held(c.id, "m", [s], c._step, c.num_examples) for c, s in zip(clients, [(0.4, 0.6), (0.6, 0.8), (5, 9)])]
+    clients = three()
     fed = federation(*clients)
     (metrics,) = play(algorithm(fed, similarity="dot"), fed, 1)
     # Inner products with the mean .5 over four weights: 6, 2, -2; times rows: 60, 20, 0.
     assert metrics["train_m"] == pytest.approx((60 * 0.4 + 20 * 0.6) / 80, rel=1e-5)
-    clients = [Held(c.id, "m", [s], c._step, c.num_examples) for c, s in zip(clients, [(0.4, 0.6), (0.6, 0.8), (5, 9)])]
+    clients = three()
     fed = federation(*clients)
     (metrics,) = play(algorithm(fed, similarity=None), fed, 1)
     assert metrics["train_m"] == pytest.approx((0.4 + 0.6 + 5.0) / 3, rel=1e-5)

@@ -107,10 +107,10 @@ def test_a_scale_on_a_learning_rate_holds_for_every_optimizer(name: str, moves: 
         )
         engine._optimizers.clear()
 
-        def turn(client: Any, scale: float = scale) -> torch.Tensor:
-            client.load(fed.initial)
+        def turn(client: Any, start: Any = fed.initial, scale: float = scale) -> torch.Tensor:
+            client.load(start)
             client.fit(lr_scale={"encoder/a": scale})
-            return client.update(fed.initial)["encoder/a"].flat.norm()
+            return client.update(start)["encoder/a"].flat.norm()
 
         distance[scale] = float(fed.each(turn)[0])
     assert distance[moves] == pytest.approx(moves * distance[1.0], rel=1e-3)

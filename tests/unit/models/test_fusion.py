@@ -142,7 +142,7 @@ def test_pictures_and_texts_go_through_ready_made_encoders() -> None:
                     "intermediate_size": 16,
                 },
             },
-        }  # fmt: skip
+        }
     )
     spec = DataSpec(3, (32, 32), 50, 8, 0, 4, FusionSpec(heads=(("image",), ("image", "text"))))
     net = FusionModel(config, spec).eval()
