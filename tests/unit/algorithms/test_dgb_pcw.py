@@ -123,8 +123,8 @@ def three() -> list[Held]:
 
 
 def test_losses_of_aligned_clients_count() -> None:
-    """By hand: updates +3 (10 rows), +1 (10), -1 (20) of two encoders' worth of weights. Mean: (30 + 10 - 20) / 40 = .5,
-    so cosines 1, 1, -1, weights 10, 10, 0."""
+    """By hand: updates +3 (10 rows), +1 (10), -1 (20), all weights alike. Mean: (30 + 10 - 20) / 40 = .5, so cosines
+    1, 1, -1, weights 10, 10, 0."""
     clients = three()
     fed = federation(*clients)
     (metrics,) = play(algorithm(fed), fed, 1)
