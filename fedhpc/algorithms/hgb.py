@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fedhpc.algorithms.blending import Losses, ratio, weights, winsorised
 from fedhpc.algorithms.dgb_pcw import combination_of
@@ -35,6 +36,11 @@ class Trained:
     examples: int
     ratio: float  # of its combination; 0: not known yet
 
+    def row(self) -> Tensor:
+        """What it adds to sums: loss by rows, rows, its ratio, whether it has one."""
+        values = [self.examples * self.loss, self.examples, self.ratio, float(self.ratio > 0)]
+        return torch.tensor(values, dtype=torch.float64)
+
 
 class Hgb(FedAvg):
     """FedAvg whose clients blend losses, and weigh by how they generalise."""
@@ -48,7 +54,7 @@ class Hgb(FedAvg):
     def round(self, fed: Federation, index: int) -> Mapping[str, float]:
         self._blends = index >= self._config.start_round
         turns = fed.each(self.train)
-        rows = {c: torch.tensor([t.examples * t.loss, t.examples, t.ratio, t.ratio > 0]) for c, t in turns.items()}
+        rows = {c: t.row() for c, t in turns.items()}
         loss, examples, total, count = fed.sum(rows, shape=(4,)).tolist()
         usual = total / count if count else 0.0
         shares = {c: self.share(t, usual) for c, t in turns.items()}

@@ -1,9 +1,8 @@
-"""DGB + PCW over ranks: owners of a block on one rank only, blocks that stay at home, resume with all that it keeps."""
+"""DGB + PCW over ranks: owners of a block on one rank only, blocks that stay at home, references."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -52,16 +51,6 @@ def test_blocks_of_too_few_owners_stay_at_home(phantom: str, tmp_path: Path) -> 
     assert results[0]["clients"] == results[1]["clients"], "their own classifiers too"
     assert list(results[0]["combinations"]["of"]) == ["labs+words+pixels"]
     assert "val_labs" not in losses(tmp_path / "1")[-1] and "val_labs+words+pixels" in losses(tmp_path / "1")[-1]
-
-
-@pytest.mark.parametrize("name", ["dgb_pcw", "hgb"])
-def test_it_goes_on_as_if_nothing_had_happened(name: str, phantom: str, tmp_path: Path) -> None:
-    config, options = SMOKE / f"{name}.yaml", (phantom, "rounds=5", "checkpoint.keep=5", *TABLES)
-    whole = run(config, 1, tmp_path / "run", *options)
-    for later in ("round_000004", "round_000005"):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / later)
-    resumed = run(config, 2, tmp_path / "run", *options)
-    assert resumed["sha256"] == whole["sha256"]
 
 
 def test_without_scales_it_is_fedavg_over_what_is_shared(phantom: str, tmp_path: Path) -> None:
