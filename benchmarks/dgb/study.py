@@ -1,7 +1,7 @@
 """A study of configs/study/dgb_*: tunes the learning rate of every arm on validation rows, then runs paired seeds.
 
-    python benchmarks/dgb/study.py tune  configs/study/dgb_pbc OUT --arms cmfl=0.1,0.2 hgb=0.2,0.4 --seeds 100-101
-    python benchmarks/dgb/study.py run   configs/study/dgb_pbc OUT --seeds 1-20 [--arms cmfl dgb=dgb_pcw shuffled=dgb_pcw]
+    python benchmarks/dgb/study.py tune configs/study/dgb_pbc OUT --arms cmfl=0.1,0.2 hgb=0.2,0.4 --seeds 100-101
+    python benchmarks/dgb/study.py run configs/study/dgb_pbc OUT --seeds 1-20 [--arms cmfl dgb=dgb_pcw shuffled=dgb_pcw]
     python benchmarks/dgb/study.py table configs/study/dgb_pbc OUT [--base cmfl]
 
 One process, one run after the other, finished ones are skipped: start it again to go on. `run` takes for each arm the
