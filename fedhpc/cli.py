@@ -46,8 +46,12 @@ def check(
     ranks: Annotated[int | None, typer.Option(help="Also check against this many ranks.")] = None,
 ) -> None:
     """Validate a config: all mistakes at once, and what to do about each."""
-    resolved = _load(config, overrides, ranks)
+    from fedhpc.data.known import not_checked
+
+    resolved = _load(config, overrides, ranks, names=True)
     typer.echo(f"{config}: ok ({resolved.algorithm.name}, {resolved.rounds} rounds, {resolved.model.kind})")
+    if left := not_checked(resolved):
+        typer.echo(f"left to the start of the run: {', '.join(left)}")
 
 
 @app.command()
@@ -137,19 +141,19 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
-    metric: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Only this, as R@5 or recall_at_5; may be repeated.")] = None,
 ) -> None:
     """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
     from rich.console import Console
 
-    from fedhpc.report.compare import comparison, differences, paired, read_arms
+    from fedhpc.report.compare import comparison, differences, paired, read_arms, unseen
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)
     try:
         arms = read_arms(runs)
-        tables = [comparison(arms, metric or ()), paired(arms, metric or ())]
+        tables = [table(arms, metric or ()) for table in (comparison, paired, unseen)]
     except ValueError as error:
         raise fail(str(error)) from error
     for table in tables:
@@ -175,14 +179,29 @@ def export(
     typer.echo(f"written to {to}; begin with {to / 'README.md'}")
 
 
-def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True) -> Any:
+def _load(config: Path, overrides: list[str] | None, world: int | None, files: bool = True, names: bool = False) -> Any:
+    """names: also whether the encoders' libraries know their names, which a run finds out for certain."""
     from fedhpc.config.checks import check as check_config
     from fedhpc.config.checks import check_files
     from fedhpc.config.load import ConfigError, load_config
 
+    resolved, problems = None, []
     try:
-        resolved = load_config(config, overrides or [])
-        problems = [*check_config(resolved, world), *(check_files(resolved) if files else [])]
+        try:
+            resolved = load_config(config, overrides or [])
+            problems = check_config(resolved, world)
+        except ConfigError as error:
+            resolved, problems = error.config, list(error.problems)
+            if resolved is None:
+                raise
+        if files:
+            from fedhpc.data.known import check_packed
+
+            problems += [*check_files(resolved), *check_packed(resolved)]
+        if names:
+            from fedhpc.models.names import check_names
+
+            problems += check_names(resolved)
         if problems:
             raise ConfigError(str(config), problems)
     except (ConfigError, OSError) as error:

@@ -56,8 +56,9 @@ def export_run(folder: Path, to: Path, client: int | str | None = None) -> None:
     run = load_run(folder, client)
     encoder = image_encoder(run.module)
     if not isinstance(encoder, ImageEncoder):
+        name = "" if run.config.model.image is None else run.config.model.image.name
         raise ValueError(
-            f"model.image.name: {run.config.model.image.name} is no timm network, so timm cannot load it; export runs "
+            f"model.image.name: {name} is no timm network, so timm cannot load it; export runs "
             "whose image encoder is one"
         )
     partial = to.with_name(f".{to.name}.partial")

@@ -47,7 +47,7 @@ def model_card(run: TrainedRun, packed: PackedFile, results: Mapping[str, Any] |
         "the run began with "
         f"({', '.join(_pretrained(run)) or 'none: it began with random weights'}).",
         "## Results at the end of the run",
-        _results(results, run.weights),
+        _results(results, run.weights, len(run.names) - len(left_out)),
         "## Intended use",
         "Research: comparing methods of federated learning, and as a start for further training on data of the same "
         "kind, evaluated anew there.",
@@ -95,7 +95,7 @@ def _pretrained(run: TrainedRun) -> list[str]:
     return [encoder.pretrained for encoder in encoders if encoder.pretrained]
 
 
-def _results(results: Mapping[str, Any] | None, weights: str) -> str:
+def _results(results: Mapping[str, Any] | None, weights: str, num_trained: int) -> str:
     if results is None:
         return "The run is not finished: there are none."
     rows = {
@@ -108,7 +108,7 @@ def _results(results: Mapping[str, Any] | None, weights: str) -> str:
         f"exported is {weights}. `fedhpc evaluate` scores them."
     )  # fmt: skip
     return (
-        f"Mean over the {len(results['clients'])} clients, each scored on its own rows of split {results['split']} "
+        f"Mean over the {num_trained} clients that train, each scored on its own rows of split {results['split']} "
         f"(data checksum `{results['data']['checksum'][:12]}`). One run, random_seed {results['random_seed']}: the "
         f"spread over seeds is not in these numbers.{others}\n\n{_table(rows)}"
     )

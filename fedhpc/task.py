@@ -45,7 +45,7 @@ from fedhpc.interfaces import Algorithm, ClientId, DataSpec
 from fedhpc.models.zoo import build_model
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter, SilentReporter
-from fedhpc.report.shown import SHOWN
+from fedhpc.report.shown import SHOWN, UNSEEN
 from fedhpc.runtime import Runtime, settle
 
 COMBINATION = "all rows, "  # begins the names of what is evaluated on the rows of all clients
@@ -165,7 +165,7 @@ def build(
         records |= {c.id: client_record(c, frozenset(c.site.split("+"))) for c in holdings.evaluated}
         sites |= {c.id: f"{COMBINATION}{c.site}" for c in holdings.evaluated}
     evaluated = tuple(records)
-    sites |= {c: f"{sites[c]} (unseen)" for c in unseen}
+    sites |= {c: f"{sites[c]}{UNSEEN}" for c in unseen}
     trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen and c not in combinations)
     owners = {c: records[c] for c in trainers}
     if isinstance(config.algorithm, POOLED):
@@ -285,11 +285,13 @@ def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecor
     counts = [(record, len(record.rows.of(split))) for record in trainers]
     short = [f"client {record.id} ({record.site}) has {rows}" for record, rows in counts if rows < 2]
     if short:
-        other = "" if split == "train" else "loss_split: train in the algorithm's section, or "
+        other = "" if split == "train" else "set loss_split: train in the algorithm's section, "
+        sites = ", ".join(record.site for record, rows in counts if rows < 2)
         raise ValueError(
             f"algorithm.name: {name} measures the loss of every client on its {split} rows, 2 at least, but "
             f"{', '.join(short[:5])}{f' and {len(short) - 5} more' if len(short) > 5 else ''}; "
-            f"set {other}a partition of fewer, larger clients"
+            f"{other}set a partition of fewer, larger clients, or - where clients are sites - "
+            f"partition.leave_out: [{sites}]"
         )
 
 

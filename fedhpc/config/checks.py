@@ -20,7 +20,10 @@ from fedhpc.config.algorithms import (
     QfflConfig,
     ScaffoldConfig,
 )
+from fedhpc.config.blocks import unmatched_local_blocks
 from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
+from fedhpc.config.checks_robust import ROBUST_CHECKS
+from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.schema import (
@@ -31,21 +34,31 @@ from fedhpc.config.schema import (
     RunConfig,
 )
 
+Add = Callable[[str, str, str], None]  # section, keys with blanks between them, why
+IdleKeys = Callable[[RunConfig, Add], None]
 
-def check(config: RunConfig, world_size: int | None = None) -> list[str]:
-    """Problems between keys, one line each; also against the number of ranks where `world_size` is given."""
-    problems = list(_idle(config))
-    problems += _clients(config)
-    problems += _pixels(config)
-    problems += _model(config)
-    problems += _objective(config)
-    problems += _rounds(config)
-    problems += _feddra(config)
-    problems += _plain_sgd(config)
-    problems += check_fusion(config)
+
+def check(config: RunConfig, world_size: int | None = None, is_draft: bool = False) -> list[str]:
+    """Problems between keys, one line each; also against the number of ranks where `world_size` is given.
+
+    is_draft: the schema refused the config, which is a `draft`: only what its keys can tell.
+    """
+    parts: list[Iterator[str]] = [
+        *(_idle(config, keys) for keys in (_idle_in_algorithm, _idle_elsewhere)),
+        _clients(config),
+        _local_blocks(config),
+        _pixels(config),
+        _model(config),
+        _objective(config),
+        _rounds(config),
+        _feddra(config),
+        *(part(config) for part in ROBUST_CHECKS),
+        _plain_sgd(config),
+        check_fusion(config),
+    ]
     if world_size is not None:
-        problems += _ranks(config, world_size)
-    return problems
+        parts.append(_ranks(config, world_size))
+    return [line for part in parts for line in told(part, is_draft)]
 
 
 def check_files(config: RunConfig) -> list[str]:
@@ -56,7 +69,7 @@ def check_files(config: RunConfig) -> list[str]:
         near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
         problems.append(
-            f"data.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... {path}`, "
+            f"data.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
             "or set data.phantom: {} for generated data"
         )
     for name, encoder in _encoders(config):
@@ -72,12 +85,17 @@ def check_files(config: RunConfig) -> list[str]:
 
 def idle_keys(config: RunConfig) -> dict[str, str]:
     """Dotted keys that have no effect in this config -> why, as the end of a sentence."""
+    return _collected(config, _idle_in_algorithm) | _collected(config, _idle_elsewhere)
+
+
+def _collected(config: RunConfig, keys: IdleKeys) -> dict[str, str]:
     idle: dict[str, str] = {}
+    keys(config, lambda section, names, why: idle.update({f"{section}.{name}": why for name in names.split()}))
+    return idle
 
-    def add(section: str, keys: str, why: str) -> None:
-        idle.update({f"{section}.{key}": why for key in keys.split()})
 
-    algorithm, model, optimizer = config.algorithm, config.model, config.fit.optimizer
+def _idle_in_algorithm(config: RunConfig, add: Add) -> None:
+    algorithm = config.algorithm
     if isinstance(algorithm, (LocalConfig, *POOLED)):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
         add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
@@ -88,6 +106,10 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
         add("algorithm", "lipschitz loss_fraction", "with q: 0, where losses do not weigh")
     if isinstance(algorithm, FedDRAConfig):
         _idle_in_feddra(algorithm, add)
+
+
+def _idle_elsewhere(config: RunConfig, add: Add) -> None:
+    model, optimizer = config.model, config.fit.optimizer
     if config.aggregation.arithmetic == "float32":
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
@@ -103,10 +125,9 @@ def idle_keys(config: RunConfig) -> dict[str, str]:
             add("model", "align_heads", "with align: false")
     if config.evaluation.every is None:
         add("evaluation", "split", "without evaluation.every; the only evaluation uses final_split")
-    return idle
 
 
-def _idle_in_feddra(algorithm: FedDRAConfig, add: Callable[[str, str, str], None]) -> None:
+def _idle_in_feddra(algorithm: FedDRAConfig, add: Add) -> None:
     for schedule, keys in {"sequential": "stage1_rounds", "plateau": "plateau_patience plateau_min_delta"}.items():
         if algorithm.schedule != schedule:
             add("algorithm", keys, f"with schedule: {algorithm.schedule}")
@@ -129,8 +150,8 @@ def _idle_in_feddra(algorithm: FedDRAConfig, add: Callable[[str, str, str], None
         add("algorithm.dro", "apply loss_split loss_fraction loss_baseline", "with variant: upstream, which fixes it")
 
 
-def _idle(config: RunConfig) -> Iterator[str]:
-    for dotted, why in idle_keys(config).items():
+def _idle(config: RunConfig, keys: IdleKeys) -> Iterator[str]:
+    for dotted, why in _collected(config, keys).items():
         *parents, key = dotted.split(".")
         section: Any = config
         for part in parents:
@@ -139,7 +160,8 @@ def _idle(config: RunConfig) -> Iterator[str]:
         value = getattr(section, key)
         is_off = value is None or value is False or value in ([], {})  # says what holds anyway
         if key in section.model_fields_set and not is_off:
-            given = shown(list(value) if isinstance(value, tuple) else value)
+            plain = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
+            given = shown(list(plain) if isinstance(plain, tuple) else plain)
             yield f"{dotted} = {given}: has no effect {why}; remove it"
 
 
@@ -162,16 +184,26 @@ def _clients(config: RunConfig) -> Iterator[str]:
     if isinstance(partition, ColumnPartition) and partition.leave_out:
         if partition.column != "site":
             yield f"partition.leave_out names sites, but partition.column = {partition.column}; set column: site"
-        if config.aggregation.local_blocks or isinstance(config.algorithm, LocalConfig):
-            own = "aggregation.local_blocks" if config.aggregation.local_blocks else "algorithm.name = local"
+        own, cure = None, ""
+        if isinstance(config.algorithm, LocalConfig):
+            own, cure = "algorithm.name = local", "another algorithm.name, or remove leave_out"
+        elif config.aggregation.local_blocks and not isinstance(config.algorithm, POOLED):
+            own = f"aggregation.local_blocks = {shown(config.aggregation.local_blocks)}"
+            cure = "aggregation.local_blocks: []"
+        if own:
             yield (
                 f"partition.leave_out = {shown(partition.leave_out)} with {own}: a site that never trains has no "
-                "blocks of its own to be evaluated with; set local_blocks: [], or another algorithm"
+                f"weights of its own to be evaluated with; set {cure}"
             )
     size = config.cohort.size
     idle = isinstance(config.algorithm, (LocalConfig, *POOLED))  # said already
     if clients is not None and size is not None and size > clients and not idle:
         yield f"cohort.size = {size} but {source} = {clients}; set cohort.size: {clients} or less, or remove it for all"
+
+
+def _local_blocks(config: RunConfig) -> Iterator[str]:
+    if not isinstance(config.algorithm, (LocalConfig, *POOLED)):  # said already
+        yield from unmatched_local_blocks(config)
 
 
 def _pixels(config: RunConfig) -> Iterator[str]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from fedhpc.config.algorithms import (
     OVER_MODALITIES,
     POOLED,
-    DgbPcwConfig,
     FedDRAConfig,
     LocalConfig,
     MoonConfig,
     ScaffoldConfig,
 )
+from fedhpc.config.blending import DgbPcwConfig
 from fedhpc.config.fusion import FusionConfig
 
 if TYPE_CHECKING:

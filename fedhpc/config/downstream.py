@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 from pydantic import Field
 
+from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.load import ConfigError, read_validated
 from fedhpc.config.section import Section
@@ -196,10 +197,10 @@ def idle_task_keys(task: AnyTask) -> dict[str, str]:
     return idle
 
 
-def check_task(task: Section) -> list[str]:
+def check_task(task: Section, is_draft: bool = False) -> list[str]:
     """Problems between keys, one line each."""
     assert isinstance(task, get_args(AnyTask))
-    return list(_problems(task))
+    return list(told(_problems(task), is_draft))
 
 
 def _problems(task: AnyTask) -> Iterator[str]:

@@ -27,6 +27,8 @@ def variants(field: FieldInfo) -> dict[str, SectionType]:
 
 def section_of(field: FieldInfo) -> SectionType | None:
     """The section type of a plain (perhaps optional) section field."""
+    if get_origin(field.annotation) is dict:  # see entry_of
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section) and field.discriminator is None:
             return kind
@@ -78,6 +80,8 @@ def keys_everywhere(section: SectionType, prefix: str = "") -> Iterator[tuple[st
     for key, field in section.model_fields.items():
         yield key, prefix
         path = f"{prefix}.{key}" if prefix else key
+        if (inner := entry_of(field)) is not None:
+            yield from keys_everywhere(inner, f"{path}.NAME")
         if (inner := section_of(field)) is not None:
             yield from keys_everywhere(inner, path)
         for tag, variant in variants(field).items():

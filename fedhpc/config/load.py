@@ -3,6 +3,7 @@
 ``extends: other.yaml`` at the top of a file merges that file under this one (path relative to the file). Sections
 merge, lists replace. A section that names another variant than its base (``algorithm: {name: fedopt}`` over fedprox)
 replaces the base's section. An override ``a.b=value`` sets one key; with a ``{...}`` value it replaces a whole section.
+``~a.b`` takes a key out, so that its default holds, as in Hydra.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from fedhpc.config.checks import check, idle_keys
+from fedhpc.config.draft import draft
 from fedhpc.config.fields import closest, section_of, shown, value_at
 from fedhpc.config.problems import Problem, Switch, problem
 from fedhpc.config.schema import RunConfig
@@ -28,10 +30,14 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run. `problems` has one line for each thing to put right."""
+    """A config that cannot be run. `problems` has one line for each thing to put right.
 
-    def __init__(self, source: str, problems: Iterable[str]) -> None:
+    config: as it would be without them, for further checks; None where nothing can stand in for a wrong key.
+    """
+
+    def __init__(self, source: str, problems: Iterable[str], config: RunConfig | None = None) -> None:
         self.source = source
+        self.config = config
         self.problems = tuple(dict.fromkeys(problems))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{source}: {count}", *self.problems]))
@@ -46,10 +52,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(Path(path), ())
     before = copy.deepcopy(data)
     problems, keys = _override(data, overrides)
-    config, found = _validate(data, _switches(before, data, keys), RunConfig, check)
+    config, found = _validate(data, _switches(before, data, keys), RunConfig, _check_run)
     problems += found
     if problems or config is None:
-        raise ConfigError(str(path), problems)
+        raise ConfigError(str(path), problems, config)
     return config
 
 
@@ -57,11 +63,12 @@ def read_validated(
     path: Path,
     overrides: Sequence[str],
     choose: Callable[[dict[str, Any]], tuple[type[Kind], list[str]]],
-    check_: Callable[[Kind], list[str]],
+    check_: Callable[[Kind, bool], list[str]],
 ) -> Kind:
     """A YAML file with `overrides`, validated as the kind of section that `choose` finds in it, by the same rules.
 
     choose(data): the section, and problems that it saw; it may put `data` right for the moment.
+    check_(section, is_draft): problems between keys; of a draft, those that the keys it has can tell.
     Raises ConfigError with all problems at once.
     """
     data = _read(Path(path), ())
@@ -138,6 +145,9 @@ def _override(data: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str]
     problems: list[str] = []
     done: set[tuple[str, ...]] = set()
     for text in overrides:
+        if text.startswith("~"):
+            problems += _unset(data, text)
+            continue
         dotted, equals, raw = text.partition("=")
         path = tuple(part.strip() for part in dotted.split("."))
         if not equals or not all(path):
@@ -166,6 +176,22 @@ def _override(data: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str]
     return problems, done
 
 
+def _unset(data: dict[str, Any], text: str) -> list[str]:
+    """Takes the key of an override ``~section.key`` out of `data`. Returns problems."""
+    line = f"override {shown(text)}: "
+    path = tuple(part.strip() for part in text[1:].split("."))
+    if "=" in text or not all(path):
+        return [f"{line}not of the form ~section.key; ~ takes a key out and gives it no value"]
+    holder = value_at(data, path[:-1])
+    if not isinstance(holder, dict) or path[-1] not in holder:
+        dotted = ".".join(path)
+        near = closest(path[-1], holder) if isinstance(holder, dict) else None
+        hint = f"did you mean ~{'.'.join((*path[:-1], near))}? Otherwise leave" if near else "leave"
+        return [f"{line}{dotted} is not set, so its default holds already; {hint} the override out"]
+    holder.pop(path[-1])
+    return []
+
+
 def _switches(before: Mapping[str, Any], after: Mapping[str, Any], keys: set[tuple[str, ...]]) -> dict[str, Switch]:
     """Sections whose variant was changed by a dotted override, so that old keys are left in them."""
     switches = {}
@@ -181,10 +207,15 @@ def _switches(before: Mapping[str, Any], after: Mapping[str, Any], keys: set[tup
 
 
 # ----------------------------------------------------------------------------------------------------- validation
+def _check_run(config: RunConfig, is_draft: bool) -> list[str]:
+    return check(config, is_draft=is_draft)
+
+
 def _validate(
-    data: dict[str, Any], switches: Mapping[str, Switch], root: type[Kind], check_: Callable[[Kind], list[str]]
+    data: dict[str, Any], switches: Mapping[str, Switch], root: type[Kind], check_: Callable[[Kind, bool], list[str]]
 ) -> tuple[Kind | None, list[str]]:
-    """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones."""
+    """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones;
+    behind the others, for what the remaining keys tell of each other."""
     lines: list[str] = []
     mended: list[str] = []
 
@@ -201,10 +232,11 @@ def _validate(
             lines += new(one.line for one in found)
             data, keys = _mend(data, found)
             if not keys:
+                lines += new(check_(cast(Kind, draft(root, data)), True))
                 return None, lines
             mended += keys
         else:
-            lines += new(check_(config))
+            lines += new(check_(config, False))
             return config, lines
 
 

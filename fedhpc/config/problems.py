@@ -68,12 +68,13 @@ def problem(error: ErrorDetails, root: SectionType, data: Any, switches: Mapping
     if isinstance(given, bool) and field is not None:
         quote = ", in quotes" if kind == "string_type" else ""
         return Problem(f"{line}a boolean ({_BOOLEANS}); write {describe(field)}{quote}", path, optional)
+    back = f", or remove it for its default (as an override: ~{dotted})" if given is None and optional else ""
     if kind == "literal_error" and field is not None:
         meant = closest(given, describe(field).removeprefix("one of ").split(", "))
-        return Problem(f"{line}not allowed{_did_you_mean(meant)}; set {describe(field)}", path, optional)
+        return Problem(f"{line}not allowed{_did_you_mean(meant)}; set {describe(field)}{back}", path, optional)
     if field is not None and holder is not None:
         quote = ", in quotes" if kind == "string_type" and isinstance(given, int | float) else ""
-        return Problem(f"{line}not accepted; set {describe(field)}{quote}", path, optional)
+        return Problem(f"{line}not accepted; set {describe(field)}{quote}{back}", path, optional)
     return Problem(f"{line}{error['msg']}", path)
 
 
@@ -90,7 +91,7 @@ def _unknown_variant(dotted: str, key: str, tags: list[str], given: Any) -> str:
 
 def _not_a_section(dotted: str, given: Any, field: FieldInfo) -> str:
     if given is None:
-        return f"an empty section; remove it, or write {describe(field)}"
+        return f"an empty section; remove it (as an override: ~{dotted}), or write {describe(field)}"
     if str(given) in variants(field):
         return f"not a section; write {dotted}: {{{field.discriminator}: {given}}}"
     return f"not a section; write {describe(field)}"

@@ -210,14 +210,6 @@ class OptimizerConfig(Section):
     """Carry moments from round to round in client state. Default: only where a client never receives new weights
     (`local`, `centralised`)."""
 
-    @model_validator(mode="after")
-    def _no_idle_keys(self) -> OptimizerConfig:
-        given = self.model_fields_set
-        idle = given & ({"betas", "eps"} if self.name == "sgd" else {"momentum"})
-        if idle:
-            raise ValueError(f"{', '.join(sorted(idle))} has no effect with name: {self.name}; remove it")
-        return self
-
 
 class FitConfig(Section):
     """What a client does in its turn: a budget in steps or epochs, and how a step is made."""

@@ -19,12 +19,13 @@ class Section(BaseModel):
             return data
         # Turned into text here, so that the field itself refuses it and all other errors are still found.
         return {
-            key: f"the boolean {str(value).lower()}" if isinstance(value, bool) and cls._is_number(key) else value
+            key: f"the boolean {str(value).lower()}" if isinstance(value, bool) and cls.takes_number(key) else value
             for key, value in data.items()
         }
 
     @classmethod
-    def _is_number(cls, key: Any) -> bool:
+    def takes_number(cls, key: Any) -> bool:
+        """Whether a key is for a number, and not for a boolean."""
         field = cls.model_fields.get(key)
         if field is None:
             return False

@@ -6,14 +6,17 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from fedhpc.config.algorithms import POOLED, DgbPcwConfig, HgbConfig, LocalConfig
+from fedhpc.config.algorithms import POOLED, LocalConfig
+from fedhpc.config.blending import DgbPcwConfig, HgbConfig
 from fedhpc.config.fusion import FusionConfig, ModalitiesConfig
 from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.partition import ClientRows
+from fedhpc.data.presence import present_rows
 from fedhpc.interfaces import BlockName, ClientId, FusionSpec
 
 logger = logging.getLogger(__name__)
@@ -78,27 +81,6 @@ def hold(packed: PackedFile, config: RunConfig, dealt: Sequence[ClientRows]) -> 
     if isinstance(config.algorithm, LocalConfig):  # nobody's model stands for a combination
         evaluated = []
     return Holdings(clients, of_client, spec, private, evaluated)
-
-
-def present_rows(packed: PackedFile, model: FusionConfig, modality: str) -> np.ndarray:
-    """bool [rows of the file]: which have a modality. Raises ValueError where the file has no such thing."""
-    source = modality
-    if modality in model.tabular:
-        tabular = model.tabular[modality]
-        if tabular.labels:
-            if missing := [name for name in tabular.labels if name not in packed.label_classes]:
-                raise ValueError(
-                    f"model.tabular.{modality}.labels: {', '.join(missing)} not in the file; its label columns are "
-                    f"{', '.join(packed.label_classes)}"
-                )
-            return np.stack([packed.read(f"label/{name}") >= 0 for name in tabular.labels]).all(axis=0)
-        source = "image" if tabular.thumbnail is not None else "text" if tabular.words else f"tabular/{modality}"
-    if source not in packed.modalities:
-        raise ValueError(
-            f"the model reads {modality}, but {packed.path} has only {', '.join(packed.modalities)}; remove it from "
-            "the model, name it as the file does, or pack it"
-        )
-    return packed.read(f"present/{source}").astype(bool)
 
 
 # ------------------------------------------------------------------------------------------------------ who holds what
@@ -191,7 +173,9 @@ def _heads(
         heads |= {(m,) for m in model.modalities} | {model.modalities}
     if isinstance(algorithm, HgbConfig):
         heads |= {(m,) for m in model.modalities}
-    beside = "all" if isinstance(algorithm, POOLED) else "single" if isinstance(algorithm, HgbConfig) else "none"
+    beside: Literal["none", "single", "all"] = "all" if isinstance(algorithm, POOLED) else "none"
+    if isinstance(algorithm, HgbConfig):
+        beside = "single"
     probes = _probes(config, of_client) if isinstance(algorithm, DgbPcwConfig) else ()
     spec = FusionSpec(heads=tuple(_ordered(heads)), head_of=head_of, probes=probes, beside=beside)
     private = _private(spec, of_client, least) if least is not None and not isinstance(algorithm, LocalConfig) else ()

@@ -8,8 +8,8 @@ import numpy as np
 
 from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.modalities import present_rows
 from fedhpc.data.partition import ClientRows, partition_file
+from fedhpc.data.presence import present_rows
 from fedhpc.interfaces import ClientId, DataSpec
 
 

@@ -16,7 +16,7 @@ from fedhpc.data.batches import batch_sizes
 from fedhpc.downstream.loading import image_encoder
 from fedhpc.downstream.rows import Rows
 from fedhpc.downstream.sampling import shots_of_classes
-from fedhpc.downstream.scoring import Outcome, classification_records
+from fedhpc.downstream.scoring import Outcome, classification_records, one_class_notes
 from fedhpc.downstream.tuning import fit_with_patience, thawed_copy
 
 
@@ -80,6 +80,7 @@ def run_fine_tune(rows: Rows, task: FineTuneTask) -> Outcome:
         trained.append({"rows": len(part), "epoch": epoch, "val_loss": -best})
         logits.append(_logits(rows, model, test))
     records = classification_records(rows, test, logits, label[test], f"{task.shots} shots")
+    notes += one_class_notes(rows, test, label[test], classes)
     counts = {"train": len(train), "val": len(val), "test": len(test)}
     return Outcome(records, counts, notes, {"classes": classes, "trained": trained})
 

@@ -19,7 +19,7 @@ from fedhpc.config.downstream import LinearProbeTask
 from fedhpc.config.schema import DualEncoderConfig
 from fedhpc.downstream.rows import Rows
 from fedhpc.downstream.sampling import share_of_patients
-from fedhpc.downstream.scoring import Outcome, Record, classification_records
+from fedhpc.downstream.scoring import Outcome, Record, classification_records, one_class_notes
 
 UNSEEN = 30.0  # a class without training rows gets log-odds of -30: never predicted, all its rows tied
 MAX_ITERATIONS = 2000
@@ -63,6 +63,7 @@ def run_linear_probe(rows: Rows, task: LinearProbeTask) -> Outcome:
     if unseen:
         names = ", ".join(classes[code] for code in unseen)
         notes.append(f"no training row is of class {names}: its test rows cannot be right")
+    notes += one_class_notes(rows, test, torch.from_numpy(y_test), classes)
     counts = {"train": len(train), "val": len(val), "test": len(test)}
     detail = {"classes": classes, "features": output, "width": x_train.shape[1], "chosen": chosen}
     return Outcome(records, counts, list(dict.fromkeys(notes)), detail)

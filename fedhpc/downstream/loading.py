@@ -26,6 +26,7 @@ from fedhpc.models.blocks import FlatModel
 from fedhpc.models.zoo import build_model
 
 SHARED = "the shared model"
+ASK = "evaluate: client=NAME, export: --client NAME"  # how a client's own model is asked for
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class TrainedRun:
 
     Attributes:
         weights: whose weights these are, in words.
+        client: the client whose own model this is; None for the shared one.
         notes: what a reader of results should know of them.
         names: of the run's clients, by id.
         train_sites: sites of the file with a training row at some client.
@@ -54,6 +56,7 @@ class TrainedRun:
     data_path: Path
     checksum: str
     tokenizer_json: str | None
+    client: ClientId | None
 
 
 def load_run(folder: Path, client: int | str | None = None, device: torch.device | None = None) -> TrainedRun:
@@ -92,14 +95,16 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         module = module.to(memory_format=torch.channels_last)
     weights = FlatModel(module, config.aggregation.local_blocks)
     names = {c.id: c.site for c in dealt}
-    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names).choose(client)
+    finder = _Weights(config, weights, checkpoints, newest, names)
+    own = None if client is None else finder.id_of(client)
+    blocks, whose, notes = finder.choose(own)
     weights.load(blocks)
     rounds_done = int(checkpoints.load_loop(newest)["rounds_done"])
     if rounds_done < config.rounds:
         notes.append(f"the run is not finished: {rounds_done} of {config.rounds} rounds")
     return TrainedRun(
         folder, config, spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names, train_sites,
-        path, checksum, tokenizer,
+        path, checksum, tokenizer, own,
     )  # fmt: skip
 
 
@@ -155,13 +160,13 @@ class _Weights:
     path: Path
     names: dict[ClientId, str]
 
-    def choose(self, client: int | str | None) -> tuple[dict[str, Block], str, list[str]]:
+    def choose(self, client: ClientId | None) -> tuple[dict[str, Block], str, list[str]]:
         """Blocks for the whole model, whose they are, notes."""
         algorithm = self._algorithm()
         name = self.config.algorithm.name
         if client is None and not algorithm.shared:
             raise ValueError(
-                f"algorithm.name: {name} shares no model; set client: to one of its clients: {self._known()}"
+                f"algorithm.name: {name} shares no model; name one of its clients ({ASK}): {self._known()}"
             )
         if client is None:
             whose = SHARED
@@ -174,14 +179,14 @@ class _Weights:
                 whose += f", with the mean of {count} clients' own layers ({kept})"
                 notes.append(
                     f"aggregation.local_blocks: {kept} are never exchanged: their plain mean over the {count} clients "
-                    "that have them stands in; set client: for a client's own model"
+                    f"that have them stands in; {ASK} takes a client's own model"
                 )
         else:
-            blocks, whose, notes = self._own(algorithm, self._id(client))
+            blocks, whose, notes = self._own(algorithm, client)
         missing = sorted(set(self.model.blocks) - set(blocks))
         if missing:
             raise ValueError(
-                f"algorithm.name: {name} leaves {', '.join(missing)} to its clients; set client: to one of them: "
+                f"algorithm.name: {name} leaves {', '.join(missing)} to its clients; name one of them ({ASK}): "
                 f"{self._known()}"
                 if client is None
                 else f"{whose} lacks {', '.join(missing)}; it does not have the whole model of the config"
@@ -207,7 +212,7 @@ class _Weights:
         if not self.model.local and own.keys() == shared.keys() and all(_same(own[b], shared[b]) for b in own):
             raise ValueError(
                 f"client: {self.names[client]} has no effect: all clients of a run with algorithm.name: "
-                f"{self.config.algorithm.name} share one model; remove it"
+                f"{self.config.algorithm.name} share one model; leave it out"
             )
         local = state.get(LOCAL_STATE, {})
         if (self.model.local and not local) or (not shared and not state):
@@ -235,7 +240,8 @@ class _Weights:
         layouts = {name: block.layout for name, block in self.model.local.items()}
         return {name: Block((flat / count).float(), layouts[name]) for name, flat in total.items()}, count
 
-    def _id(self, client: int | str) -> ClientId:
+    def id_of(self, client: int | str) -> ClientId:
+        """Of a number or a name. Raises ValueError for one that the run does not know."""
         ids = [c for c, name in self.names.items() if client in (c, name, str(c))]
         if not ids:
             raise ValueError(f"client: {client} is no client of the run; it has {self._known()}")

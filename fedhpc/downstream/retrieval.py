@@ -33,13 +33,11 @@ def run_retrieval(rows: Rows, task: RetrievalTask) -> Outcome:
         )
     usable = rows.packed.read("present/text").astype(bool)
     group = match_groups(rows.packed, task.match)
-    labeled = usable.copy()
+    labeled = usable
     for column in task.match or []:  # a row without one of the labels would match all others without it
-        labeled &= rows.packed.read(f"label/{column}") >= 0
-    chosen = rows.select(task.split, labeled, "a picture, text and the labels of match" if task.match else "text")
+        labeled = labeled & (rows.packed.read(f"label/{column}") >= 0)
+    chosen = rows.select(task.split, labeled, "text and the labels of match" if task.match else "text")
     tokens, notes = rows.tokens(chosen)
-    if dropped := len(rows.select(task.split, usable, "text")) - len(chosen):
-        notes.append(f"{dropped} rows lack a label of match and are left out")
     (image,) = rows.image_outputs(chosen, ["image"])
     text = rows.embed_tokens(tokens)
     records = []

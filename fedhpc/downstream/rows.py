@@ -45,6 +45,8 @@ class Rows:
                 hint = f"did you mean {meant}? " if meant else ""
                 raise ValueError(f"site {name} is not in {self.packed.path}; {hint}it has {', '.join(known)}")
         self._hold_out = hold_out[0] if hold_out else None
+        self.left_out: dict[Split, int] = {}  # rows that `select` passed over, as they lack something
+        self.notes: list[str] = []  # the same in words
 
     def _check_pictures(self) -> None:
         shape, spec = self.packed.image_shape, self.run.spec
@@ -79,7 +81,8 @@ class Rows:
         return self.packed.read("split")
 
     def select(self, split: Split, usable: np.ndarray, need: str) -> Tensor:
-        """Rows of a split that are `usable` (bool, all rows) and of the task's sites, in the file's order.
+        """Rows of a split that are `usable` (bool, all rows) and of the task's sites, in the file's order. How many of
+        the sites' rows are not usable is kept in `left_out` and `notes`.
 
         With hold_out_site: of the other sites for train and val, of that site for test.
         Raises ValueError when there is none; `need` says what the rows must have.
@@ -90,13 +93,19 @@ class Rows:
             out = self._hold_out
             chosen = [out] if split == "test" else [name for name in chosen if name != out]
         codes = [names.index(name) for name in chosen]
-        mask = usable & (self._split == SPLITS.index(split)) & np.isin(self.site, codes)
-        mask &= self.packed.read("present/image").astype(bool)
+        here = (self._split == SPLITS.index(split)) & np.isin(self.site, codes)
+        mask = here & usable & self.packed.read("present/image").astype(bool)
         if not mask.any():
             where = ", ".join(chosen) if len(chosen) <= 5 else f"{len(chosen)} sites"
             raise ValueError(
                 f"no row of {self.packed.path} in split {split} at {where or 'no site'} has {need}; choose other sites "
                 "(sites, hold_out_site), or look at the file with `fedhpc describe`"
+            )
+        self.left_out[split] = int((here & ~mask).sum())
+        if self.left_out[split]:
+            self.notes.append(
+                f"{self.left_out[split]} of {int(here.sum())} rows in split {split} are left out: they do not have a "
+                f"picture and {need}"
             )
         return torch.from_numpy(np.flatnonzero(mask))
 

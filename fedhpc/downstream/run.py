@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def evaluate(folder: Path, task: AnyTask) -> dict[str, Any]:
     with PackedFile(task.data.path or run.data_path) as packed:
         rows = Rows(run, task, packed)
         outcome = RUNNERS[task.kind](rows, task)
-        notes = [*run.notes, *_seen(rows, task), *outcome.notes]
+        notes = [*run.notes, *_seen(rows, task), *rows.notes, *outcome.notes]
         if packed.generated:
             notes.insert(0, f"{packed.name} is generated, not real data: the numbers say that the machine works")
         if note := packed.note:
@@ -83,9 +84,11 @@ def evaluate(folder: Path, task: AnyTask) -> dict[str, Any]:
             "checkpoint": run.checkpoint.name,
             "random_seed": run.config.random_seed,
             "weights": run.weights,
+            "client": None if run.client is None else {"id": run.client, "name": run.names[run.client]},
         },
         "data": data,
         "rows": dict(outcome.counts),
+        "left_out": rows.left_out,
         "results": [record.as_json() for record in outcome.records],
         "notes": notes,
         "detail": dict(outcome.detail),
@@ -116,8 +119,10 @@ def _seen(rows: Rows, task: AnyTask) -> list[str]:
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> Path:
-    """RUN/downstream/NAME.json, all or nothing; replaces an earlier one."""
-    path = folder / "downstream" / f"{results['name']}.json"
+    """RUN/downstream/NAME.json, or NAME@ID-CLIENT.json of a client's own model; all or nothing, over an earlier one."""
+    client = results["run"]["client"]
+    own = "" if client is None else f"@{client['id']}-{re.sub(r'[^A-Za-z0-9._-]', '_', client['name'])}"
+    path = folder / "downstream" / f"{results['name']}{own}.json"
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(_finite(results), indent=1) + "\n", encoding="utf-8")

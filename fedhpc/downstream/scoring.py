@@ -42,6 +42,7 @@ class Record:
     rows: int
     patients: int
     metrics: Mapping[str, Estimate]
+    classes: int | None = None  # that occur in these rows, where classes are told apart
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "metrics": {name: asdict(one) for name, one in self.metrics.items()}}
@@ -97,8 +98,23 @@ def classification_records(
         truth = label[part]
         statistics: list[Statistic] = [_weighted(one, truth) for one in seeds]
         metrics = estimate(rows.task, [classification_metrics(one, truth) for one in seeds], statistics, patient[part])
-        records.append(Record(scope, setting, len(part), len(patient[part].unique()), metrics))
+        num_patients, num_classes = len(patient[part].unique()), len(truth.unique())
+        records.append(Record(scope, setting, len(part), num_patients, metrics, num_classes))
     return records
+
+
+def one_class_notes(rows: Rows, places: Tensor, label: Tensor, classes: Sequence[str]) -> list[str]:
+    """Of scopes whose test rows `places` are all of one class: a constant answer can score 1 there."""
+    found: dict[str, list[str]] = {}
+    for scope, part in rows.scopes(places).items():
+        names = [classes[code] for code in label[part].unique().tolist()]
+        if len(names) == 1:
+            found.setdefault(names[0], []).append(scope)
+    return [
+        f"{', '.join(scopes)}: all test rows are of class {name}, so balanced accuracy and macro F1 tell of that class "
+        "alone (1.000 for always saying it), and there is no AUROC"
+        for name, scopes in found.items()
+    ]
 
 
 def _weighted(logits: Tensor, label: Tensor) -> Statistic:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from fedhpc.config.downstream import ZeroShotTask
 from fedhpc.downstream.rows import Rows
-from fedhpc.downstream.scoring import Outcome, classification_records
+from fedhpc.downstream.scoring import Outcome, classification_records, one_class_notes
 
 
 def run_zero_shot(rows: Rows, task: ZeroShotTask) -> Outcome:
@@ -27,6 +27,7 @@ def run_zero_shot(rows: Rows, task: ZeroShotTask) -> Outcome:
     temperature = float(rows.run.module.log_temperature.exp())  # type: ignore[operator]
     logits = image @ means.T / temperature
     records = classification_records(rows, chosen, [logits], torch.from_numpy(label)[chosen])
+    notes += one_class_notes(rows, chosen, torch.from_numpy(label)[chosen], classes)
     detail = {"prompts": prompts, "temperature": temperature}
     return Outcome(records, {task.split: len(chosen)}, notes, detail)
 

@@ -12,7 +12,7 @@ from fedhpc.comm.sums import Sums
 from fedhpc.config.fusion import FusionConfig
 from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.modalities import present_rows
+from fedhpc.data.presence import present_rows
 from fedhpc.data.tabular import corrupted_tokens, raw_values
 from fedhpc.federation.scaling import federated_scaling
 from fedhpc.interfaces import ClientId

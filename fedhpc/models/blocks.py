@@ -17,7 +17,7 @@ from fedhpc.interfaces import Block, BlockName, Blocks, Layout, TensorSpec
 
 ALIGNMENT = 16  # elements; see TensorSpec
 LOCAL = "local/"  # blocks with this prefix stay at their client
-# Words that aggregation.local_blocks may use in place of patterns.
+# What the words of aggregation.local_blocks stand for (NORM_WORDS of fedhpc.config.blocks).
 NORM_LAYERS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "batch_norm": (nn.modules.batchnorm._BatchNorm,),
     "norm": (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm),

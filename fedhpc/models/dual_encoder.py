@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedhpc.config.blocks import block_prefixes
 from fedhpc.config.objectives import ClipConfig, GloriaConfig, PairObjective, SiglipConfig
 from fedhpc.config.schema import DualEncoderConfig
 from fedhpc.interfaces import Batch, BlockName, DataSpec
@@ -142,14 +143,7 @@ class DualEncoder(nn.Module):
                 )
             self.image_local = nn.Linear(widths["image"], config.embed_dim, bias=False)
             self.text_local = nn.Linear(widths["text"], config.embed_dim, bias=False)
-        prefixes: dict[BlockName, tuple[str, ...]] = {}
-        for modality in ("image", "text"):
-            prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
-            if config.align:
-                prefixes[f"align/{modality}"] = (f"{modality}_align.",)
-            prefixes[f"head/{modality}"] = (f"{modality}_head.", f"{modality}_local.")
-        prefixes["temperature"] = ("log_temperature", "logit_bias")
-        self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = prefixes
+        self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = block_prefixes(config)
 
     def temperature(self) -> Tensor:
         """Similarities are divided by it; [1]."""

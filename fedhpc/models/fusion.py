@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedhpc.config.blocks import block_prefixes
 from fedhpc.config.fusion import FusionConfig
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.dropout import dropout
 from fedhpc.models.tabular import Mlp, build_tabular_encoder
-from fedhpc.models.text import build_text_encoder
-from fedhpc.models.vision import build_image_encoder
+from fedhpc.models.text import TextEncoder, build_text_encoder
+from fedhpc.models.vision import ImageEncoder, build_image_encoder
 
 Combination = tuple[str, ...]
 
@@ -50,7 +51,7 @@ class FusionModel(nn.Module):
         self.heads = nn.ModuleDict({name_of(c): self._head(len(c)) for c in spec.fusion.heads})
         self.probes = nn.ModuleDict({m: self._head(1) for m in spec.fusion.probes})
         self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = {
-            **{f"encoder/{m}": (f"encoders.{m}.",) for m in self.encoders},
+            **block_prefixes(config),
             **{f"head/{c}": (f"heads.{c}.",) for c in self.heads},
             **{f"probe/{m}": (f"probes.{m}.",) for m in self.probes},
         }
@@ -157,12 +158,13 @@ class FusionModel(nn.Module):
 class Projected(nn.Module):
     """A ready-made encoder's global features, a linear layer, ReLU and dropout: [B,...] -> [B,width]."""
 
-    def __init__(self, encoder: nn.Module, width: int, rate: float) -> None:
+    def __init__(self, encoder: ImageEncoder | TextEncoder, width: int, rate: float) -> None:
         super().__init__()
         self.encoder = encoder
-        self.linear = nn.Linear(int(encoder.width), width)  # type: ignore[arg-type]
+        self.linear = nn.Linear(encoder.width, width)
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder.features(x) if hasattr(self.encoder, "features") else self.encoder(x)[:, 0]
+        encoder = self.encoder
+        features = encoder.features(x) if isinstance(encoder, ImageEncoder) else encoder(x)[:, 0]
         return dropout(self.linear(features.float()).relu(), self.rate, self.training)

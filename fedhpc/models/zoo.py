@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedhpc.config.blocks import block_prefixes
 from fedhpc.config.objectives import CrossEntropyConfig, ObjectiveConfig
 from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, FusionConfig, Model
 from fedhpc.interfaces import Batch, BlockName, DataSpec
@@ -66,8 +67,6 @@ class CnnEncoder(nn.Module):
 class Classifier(nn.Module):
     """An image encoder and a linear layer over its features."""
 
-    block_prefixes: Mapping[BlockName, tuple[str, ...]] = {"encoder/image": ("encoder.",), "head/image": ("head.",)}
-
     def __init__(self, config: ClassifierConfig, spec: DataSpec) -> None:
         super().__init__()
         if spec.num_classes < 2:
@@ -83,6 +82,7 @@ class Classifier(nn.Module):
         else:
             self.encoder = build_image_encoder(config.image, spec)
         self.head = nn.Linear(self.encoder.width, spec.num_classes)
+        self.block_prefixes: Mapping[BlockName, tuple[str, ...]] = block_prefixes(config)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """batch["image"] [B,C,H,W] -> "logits" [B,num_classes], "image_features" [B,width]."""

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from fedhpc.report.shown import SHOWN
+from fedhpc.config.fields import closest
+from fedhpc.report.shown import SHOWN, UNSEEN
 
 SEEDS = ("random_seed", "data.phantom.random_seed", "data.path")  # a generated set's path changes with its seed
 NOT_THE_METHOD = (
@@ -40,6 +41,21 @@ class Arm:
     def values(self, metric: str, kind: str) -> dict[int, float]:
         """A metric's mean or worst over clients, by random seed; without those that have none."""
         found = {seed: run["summary"].get(metric, {}).get(kind) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def unseen(self) -> list[str]:
+        """Sites that took no part in training, in the order of the clients."""
+        clients = [client for run in self.runs.values() for client in run.get("clients", ())]
+        return list(dict.fromkeys(client["name"] for client in clients if client["name"].endswith(UNSEEN)))
+
+    def values_at(self, client: str, metric: str) -> dict[int, float]:
+        """A client's own metric, by random seed; without those that have none."""
+        found = {
+            seed: one["metrics"].get(metric)
+            for seed, run in self.runs.items()
+            for one in run.get("clients", ())
+            if one["name"] == client
+        }
         return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -148,13 +164,45 @@ def _difference(base: Mapping[int, float], other: Mapping[int, float]) -> str:
     return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]{relative} {sum(c > 0 for c in changes)}/{len(seeds)}"
 
 
+def unseen(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table | None:
+    """A row for each arm and site that it left out of training (`partition.leave_out`), which no mean holds; behind the
+    first arm that left the site out, with the difference from that arm. None where every site trains."""
+    shown = _headings(arms, metrics)
+    table = Table(title="sites left out of training: in no mean above; below, less the first run with that site")
+    table.add_column("site")
+    table.add_column("run")
+    table.add_column("seeds", justify="right")
+    for heading in shown.values():
+        table.add_column(heading, justify="right")
+    for site in dict.fromkeys(site for arm in arms for site in arm.unseen()):
+        holders = [arm for arm in arms if site in arm.unseen()]
+        for arm in holders:
+            cells = []
+            for metric in shown:
+                base, own = holders[0].values_at(site, metric), arm.values_at(site, metric)
+                paired = "" if arm is holders[0] or len(base.keys() & own.keys()) < 2 else f"\n{_difference(base, own)}"
+                cells.append((_spread(own) + paired).replace("[", "\\["))
+            table.add_row(site, arm.name, str(len(arm.runs)), *cells)
+        table.add_section()
+    return table if table.row_count else None
+
+
 def _headings(arms: Sequence[Arm], metrics: Sequence[str]) -> dict[str, str]:
+    """Metric -> heading. `metrics`: as stored (recall_at_5) or as shown (R@5), in any case."""
     summary = next(iter(arms[0].runs.values()))["summary"]
-    if unknown := [m for m in metrics if m not in summary]:
-        raise ValueError(f"--metric {unknown[0]}: the runs have {', '.join(summary)}")
     names = {name: heading for group in SHOWN.values() for name, heading in group.items()}
-    chosen = metrics or [name for name in names if name in summary and not name.startswith("chance")]
-    return {name: names.get(name, name) for name in chosen}
+    known = {heading.lower(): name for name, heading in names.items() if name in summary}
+    known |= {name.lower(): name for name in summary}
+    chosen = []
+    for metric in metrics:
+        if metric.lower() not in known:
+            meant = closest(metric, [*summary, *(names[name] for name in summary if name in names)])
+            has = ", ".join(f"{name} ({names[name]})" if name in names else name for name in summary)
+            hint = f"did you mean {meant}? " if meant else ""
+            raise ValueError(f"--metric {metric}: {hint}The runs have {has}")
+        chosen.append(known[metric.lower()])
+    chosen = chosen or [name for name in names if name in summary and not name.startswith("chance")]
+    return {name: names.get(name, name) for name in dict.fromkeys(chosen)}
 
 
 def _spread(values: Mapping[int, float]) -> str:

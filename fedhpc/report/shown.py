@@ -10,6 +10,7 @@ CLASSES = {
     "macro_f1": "macro F1",
     "auroc": "AUROC",
 }
+UNSEEN = " (unseen)"  # ends the name of a client whose site took no part in training
 SHOWN: Mapping[str, Mapping[str, str]] = {
     "dual_encoder": {
         "in_batch_top_1": "top-1",

@@ -34,8 +34,8 @@ def test_clients_with_too_few_rows_are_named() -> None:
         check_losses(build_algorithm(AflConfig(name="afl", loss_split="val")), "afl", records((9, 2), (9, 1), (9, 0)))
     assert str(error.value) == (
         "algorithm.name: afl measures the loss of every client on its val rows, 2 at least, but client 1 (site-1) has "
-        "1, client 2 (site-2) has 0; set loss_split: train in the algorithm's section, or a partition of fewer, larger "
-        "clients"
+        "1, client 2 (site-2) has 0; set loss_split: train in the algorithm's section, set a partition of fewer, "
+        "larger clients, or - where clients are sites - partition.leave_out: [site-1, site-2]"
     )
     with pytest.raises(ValueError, match=r"on its train rows.*client 0 \(site-0\) has 1; set a partition of fewer"):
         check_losses(build_algorithm(QfflConfig(name="qffl")), "qffl", records((1, 9)))

@@ -156,7 +156,7 @@ def cxr_sites(
             folder, out, also=also, hospitals_only=hospitals_only, image_size=image_size, split=fractions,
             random_seed=random_seed, vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad,
             overwrite=overwrite, command=command_line(),
-        ))  # fmt: skip
+        ), "" if hospitals_only or also is None else ", or pack again with --hospitals-only")  # fmt: skip
 
 
 @pack_app.command()

@@ -56,13 +56,40 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def done(report: PackReport) -> None:
+def done(report: PackReport, cure: str = "") -> None:
+    """cure: what else helps against sites with very few rows."""
     typer.echo(f"{report.path}: {report.rows} rows")
     if report.skipped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.skipped.items()))
         typer.secho(f"dropped {sum(report.skipped.values())} bad rows: {reasons}", fg="yellow", err=True)
     if report.cut_texts:
         typer.secho(f"{report.cut_texts} texts were longer than --max-tokens and were cut", fg="yellow", err=True)
+
+    if small := small_sites(report.path):
+        counts = ", ".join(f"{site} ({train} train, {val} val, {test} test)" for site, train, val, test in small)
+        names = ", ".join(site for site, *_ in small)
+        typer.secho(
+            f"sites with fewer than 2 training or validation rows: {counts}. Algorithms that measure every client's "
+            f"loss (feddra, afl, qffl) refuse them: set partition.leave_out: [{names}] in the run{cure}",
+            fg="yellow",
+            err=True,
+        )
+
+
+def small_sites(path: Path) -> list[tuple[str, int, int, int]]:
+    """Sites with fewer than 2 rows in train or val, of a file with several: name, rows in train, val and test."""
+    import numpy as np
+
+    from fedhpc.data.hdf5 import PackedFile
+
+    with PackedFile(path) as packed:
+        names = packed.site_names
+        counts = np.zeros((len(names), 3), np.int64)
+        np.add.at(counts, (packed.read("site"), packed.read("split")), 1)
+    if len(names) < 2:
+        return []
+    rows = [(name, int(train), int(val), int(test)) for name, (train, val, test) in zip(names, counts, strict=True)]
+    return [row for row in rows if row[1] < 2 or row[2] < 2]
 
 
 def fractions_of(text: str | None) -> tuple[float, float, float] | None:

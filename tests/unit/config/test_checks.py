@@ -12,6 +12,8 @@ from fedhpc.config.schema import MeshConfig
 
 from .conftest import CLASSIFIER, Load, Problems
 
+FEDDRA = "algorithm={name: feddra, stage1: {steps: 1}%s}"
+
 
 def test_a_sound_config_has_no_problem(load: Load) -> None:
     assert check(load(), world_size=2) == []
@@ -75,6 +77,35 @@ def test_a_sound_config_has_no_problem(load: Load) -> None:
             "fit.optimizer.momentum = 0.9 but algorithm.name = scaffold",
         ),
         (["algorithm={name: qffl}"], "fit.optimizer.name = adamw but algorithm.name = qffl"),
+        (
+            ["aggregation.local_blocks=[heads/image]"],
+            "aggregation.local_blocks: heads/image matches no tensor and no block; did you mean head/image?; blocks",
+        ),
+        (
+            ["aggregation.local_blocks=[batchnorm]"],
+            "aggregation.local_blocks: batchnorm matches no tensor and no block; d",
+        ),
+        (["aggregation.local_blocks=['encoder.*']"], "aggregation.local_blocks: encoder.* matches no tensor and no"),
+        (["aggregation.local_blocks=[temperature]"], "aggregation.local_blocks: temperature matches no tensor"),
+        (
+            ["aggregation.local_blocks=[encoder/text]", "model.text.freeze=true"],
+            "aggregation.local_blocks: encoder/text matches no tensor",
+        ),
+        (["aggregation.local_blocks=['align/*']", "model.align=false"], "aggregation.local_blocks: align/* matches no"),
+        (
+            [CLASSIFIER, "data.label=x", "aggregation.local_blocks=[norm]"],
+            "aggregation.local_blocks: norm, but model.image.name = cnn_tiny has no such layer; remove it",
+        ),
+        (
+            ["partition={kind: column, leave_out: [site-a]}", "algorithm={name: local}"],
+            'partition.leave_out = ["site-a"] with algorithm.name = local: a site that never trains has no weights of '
+            "its own to be evaluated with; set another algorithm.name, or remove leave_out",
+        ),
+        (
+            ["partition={kind: column, leave_out: [site-a]}", "aggregation.local_blocks=[norm]"],
+            'partition.leave_out = ["site-a"] with aggregation.local_blocks = ["norm"]: a site that never trains has '
+            "no weights of its own to be evaluated with; set aggregation.local_blocks: []",
+        ),
         (["fit.optimizer.betas=[0.9, 1]"], "fit.optimizer.betas = [0.9, 1.0]: each must be >= 0 and < 1"),
     ],
 )
@@ -112,6 +143,7 @@ def test_conflict(problems: Problems, overrides: list[str], line: str) -> None:
             [CLASSIFIER, "data.label=x", "model.image.options={depth: 2}"],
             'model.image.options = {"depth": 2}: has no effect with name: cnn_tiny',
         ),
+        ([FEDDRA % ", schedule: joint"], 'algorithm.stage1 = {"steps": 1}: has no effect with schedule: joint'),
         (["evaluation.split=test"], 'evaluation.split = "test": has no effect without evaluation.every'),
     ],
 )
@@ -152,6 +184,65 @@ def test_allowed(problems: Problems, overrides: list[str]) -> None:
     assert problems(*overrides) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            [FEDDRA % ", schedule: plateau"],
+            "algorithm.schedule = plateau with plateau_patience = 3 and rounds = 4: stage 2 begins in round 5 at the "
+            "earliest; set algorithm.plateau_patience: 2 or less, or rounds: 5 or more",
+        ),
+        (
+            [FEDDRA % ", schedule: plateau, plateau_patience: 1", "rounds=2"],
+            "algorithm.schedule = plateau with plateau_patience = 1 and rounds = 2: stage 2 begins in round 3 at the "
+            "earliest; set rounds: 3 or more",
+        ),
+        (
+            [FEDDRA % ", dro: {loss_baseline: first}", "rounds=2"],
+            "algorithm.dro.loss_baseline = first but rounds = 2: losses are compared with the first round's",
+        ),
+        (
+            [FEDDRA % ", dro: {trim: 4}"],
+            "algorithm.dro.trim = 4 leaves nobody to lead: there are 4 clients that train; set trim: 3 or less",
+        ),
+        (
+            [FEDDRA % ", dro: {trim: 4}", "partition={kind: column, leave_out: [site-b]}"],
+            "algorithm.dro.trim = 4 leaves nobody to lead: there are 4 clients that train; set trim: 3 or less",
+        ),
+        (
+            [FEDDRA % "", "cohort.size=1"],
+            "cohort.size = 1 with algorithm.dro: in a round of one client there is nothing to weigh, so robust weights "
+            "would do nothing; set cohort.size: 2 or more, or algorithm.dro: null",
+        ),
+        (["algorithm={name: afl}", "cohort.size=1"], "cohort.size = 1 with algorithm.name = afl: in a round of one"),
+        ([FEDDRA % "", "cohort.fraction=0.3"], "cohort.fraction = 0.3 of 4 clients with algorithm.dro: in a round of"),
+        ([FEDDRA % "", "partition.num_clients=1"], "one client that trains with algorithm.dro: in a round of one"),
+    ],
+)
+def test_robust_weights_and_stages_that_would_never_act(problems: Problems, overrides: list[str], line: str) -> None:
+    found = problems(*overrides)
+    assert len(found) == 1, found
+    assert found[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [FEDDRA % ", schedule: plateau", "rounds=5"],
+        [FEDDRA % ", dro: {loss_baseline: first}", "rounds=3"],
+        [FEDDRA % ", dro: {trim: 3}"],
+        [FEDDRA % ", dro: null", "cohort.size=1"],
+        [FEDDRA % ", dro: {update: exact, apply: lr_scale}", "cohort.size=1"],
+        [FEDDRA % "", "cohort.fraction=0.5"],
+        ["aggregation.local_blocks=['*.norm*', 'head/i*', image_align.norm1.weight, '[it]*_head.*']"],
+        ["aggregation.local_blocks=[temperature]", "objective={name: siglip}"],
+        [CLASSIFIER, "data.label=x", "aggregation.local_blocks=['encoder.conv1.*', head/image]"],
+    ],
+)
+def test_robust_weights_and_local_blocks_that_act(problems: Problems, overrides: list[str]) -> None:
+    assert problems(*overrides) == []
+
+
 def test_idle_keys_exist_in_the_schema(load: Load) -> None:
     for overrides in ([], ["algorithm={name: local}", "model.align=false"], [CLASSIFIER, "data.label=x"]):
         config = load(*overrides)
@@ -186,7 +277,7 @@ def test_missing_data_file_names_the_cure(load: Load, tmp_path: Path) -> None:
     wanted, typo = tmp_path / "cells.h5", tmp_path / "cell.h5"
     config = load(f"data={{path: {wanted}}}")
     [line] = check_files(config)
-    assert line.startswith(f"data.path = {wanted}: no such file; write it with `fedhpc pack DATASET")
+    assert line.startswith(f"data.path = {wanted}: no such file; write it with `fedhpc pack DATASET ... -o {wanted}`")
     assert "or set data.phantom: {}" in line
     typo.touch()
     assert f"did you mean {typo}?" in check_files(config)[0]

@@ -35,9 +35,9 @@ def test_config_package_needs_no_heavy_library() -> None:
 
 # ------------------------------------------------------------------------------------------------------ overrides
 def test_override_values_are_yaml(load: Load) -> None:
-    config = load("algorithm.mu=1e-3", "aggregation.local_blocks=[a, '*norm*']", "fit.clip_norm=null", "name=1x")
+    config = load("algorithm.mu=1e-3", "aggregation.local_blocks=['head/*', '*norm*']", "fit.clip_norm=null", "name=1x")
     assert config.algorithm.mu == 0.001
-    assert config.aggregation.local_blocks == ["a", "*norm*"]
+    assert config.aggregation.local_blocks == ["head/*", "*norm*"]
     assert config.fit.clip_norm is None
     assert config.name == "1x"
     assert config.fit.optimizer.learning_rate == 1e-3  # 1e-3 in the file
@@ -62,6 +62,40 @@ def test_override_makes_missing_sections(load: Load) -> None:
     assert load("data.phantom.num_sites=3").data.phantom.num_sites == 3
 
 
+def test_a_key_is_taken_out_so_that_its_default_holds(load: Load, problems: Problems) -> None:
+    config = load("fit.batch_size=8", "~fit.batch_size", "~algorithm", "cohort.size=2", "~cohort")
+    assert (config.fit.batch_size, config.algorithm.name, config.cohort.size) == (32, "fedavg", None)
+    assert load("~fit.steps", "fit.epochs=2").fit.epochs == 2
+    assert load("~algorithm.mu", "algorithm.name=fedopt").algorithm.name == "fedopt"  # no key is left of fedprox
+    assert load("~fit.steps", "fit.steps=7").fit.steps == 7  # in the order given
+    [line] = problems("~rounds")
+    assert line == "rounds: missing; set it to an integer >= 1"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("~fit.epochs", "fit.epochs is not set, so its default holds already; leave the override out"),
+        ("~fit.step", "fit.step is not set, so its default holds already; did you mean ~fit.steps? Otherwise leave"),
+        ("~evaluation.every", "evaluation.every is not set, so its default holds already; leave the override out"),
+        ("~rounds.x", "rounds.x is not set"),
+        ("~fit.steps=2", "not of the form ~section.key; ~ takes a key out and gives it no value"),
+        ("~", "not of the form ~section.key"),
+    ],
+)
+def test_a_key_that_cannot_be_taken_out_is_named(problems: Problems, override: str, line: str) -> None:
+    [found] = problems(override)
+    assert found.startswith(f'override "{override}": {line}')
+
+
+def test_null_where_it_is_no_value_says_how_to_go_back(problems: Problems) -> None:
+    for key in ("fit.batch_size", "fit.precision", "report.plots"):
+        [line] = problems(f"{key}=null")
+        assert line.endswith(f"or remove it for its default (as an override: ~{key})")
+    [line] = problems("rounds=null")
+    assert "default" not in line  # it has none
+
+
 @pytest.mark.parametrize(
     "override", ["rounds", "=3", "a..b=3", "rounds.x=1", "aggregation.local_blocks=[", "extends=b"]
 )
@@ -72,7 +106,7 @@ def test_bad_override_is_named(problems: Problems, override: str) -> None:
 
 
 def test_override_into_a_list_says_to_replace_it(problems: Problems) -> None:
-    [line] = problems("aggregation.local_blocks=[a]", "aggregation.local_blocks.0=b")
+    [line] = problems("aggregation.local_blocks=[norm]", "aggregation.local_blocks.0=b")
     assert "aggregation.local_blocks is a list; replace it as a whole: aggregation.local_blocks=..." in line
 
 
@@ -91,15 +125,17 @@ def test_changing_the_variant_keeps_keys_that_both_know(load: Load) -> None:
 
 # -------------------------------------------------------------------------------------------------------- extends
 def test_extends_merges_sections_and_replaces_lists(base: Path, tmp_path: Path) -> None:
-    write(tmp_path, "middle.yaml", "extends: base.yaml\nrounds: 7\naggregation: {local_blocks: [a, b]}\n")
+    write(tmp_path, "middle.yaml", "extends: base.yaml\nrounds: 7\naggregation: {local_blocks: [norm, head/image]}\n")
     (tmp_path / "sub").mkdir()
     top = write(
-        tmp_path, "sub/top.yaml", "extends: ../middle.yaml\naggregation: {local_blocks: [c]}\nfit: {steps: 9}\n"
+        tmp_path,
+        "sub/top.yaml",
+        "extends: ../middle.yaml\naggregation: {local_blocks: [batch_norm]}\nfit: {steps: 9}\n",
     )
     config = load_config(top, ["random_seed=3"])
     assert (config.rounds, config.fit.steps, config.random_seed) == (7, 9, 3)
     assert config.fit.optimizer.learning_rate == 1e-3
-    assert config.aggregation.local_blocks == ["c"]
+    assert config.aggregation.local_blocks == ["batch_norm"]
 
 
 def test_extending_file_replaces_a_section_of_another_variant(base: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.config import ConfigError, load_config
+from fedhpc.config.draft import draft
 from fedhpc.config.fields import describe, keys_everywhere, variants
 from fedhpc.config.schema import OptimizerConfig, RunConfig
 
@@ -30,7 +31,10 @@ from .conftest import BASE, CLASSIFIER, Problems
         ("algorithm={mu: 1}", "algorithm.name: missing; set it to one of fedavg, fedprox, fedopt, "),
         ("algorithm=local", 'algorithm = "local": not a section; write algorithm: {name: local}'),
         ("cohort=3", "cohort = 3: not a section; write a section with keys size, fraction"),
-        ("cohort=", "cohort = null: an empty section; remove it, or write a section with keys size, fraction"),
+        (
+            "cohort=",
+            "cohort = null: an empty section; remove it (as an override: ~cohort), or write a section with keys",
+        ),
         (
             "fit.batch_size=yes",
             "fit.batch_size = true: a boolean (YAML reads yes, no, on and off as booleans); write an",
@@ -53,7 +57,7 @@ from .conftest import BASE, CLASSIFIER, Problems
         ("mesh.shard=2", "mesh.shard = 2: not allowed; set 1"),
         ("partition={kind: quantity, num_clients: 2}", "partition.alpha: missing; set it to a number > 0"),
         ("fit.epochs=1", "fit: set exactly one of fit.steps and fit.epochs"),
-        ("fit.optimizer.momentum=0.9", "fit.optimizer: momentum has no effect with name: adamw; remove it"),
+        ("fit.optimizer.momentum=0.9", "fit.optimizer.momentum = 0.9: has no effect with name: adamw; remove it"),
     ],
 )
 def test_line_for_one_mistake(problems: Problems, override: str, line: str) -> None:
@@ -65,7 +69,7 @@ def test_line_for_one_mistake(problems: Problems, override: str, line: str) -> N
 def test_all_problems_at_once_even_behind_others(problems: Problems) -> None:
     found = problems(
         "rounds=0",  # a wrong value where nothing can be assumed instead
-        "fit.optimizer.momentum=0.5",  # a section's own rule ...
+        "fit.optimizer.momentum=0.5",  # a key without effect ...
         "fit.optimizer.learning_rte=1",  # ... behind an unknown key
         "algorithm.name=fedox",
         "no_override",
@@ -75,8 +79,40 @@ def test_all_problems_at_once_even_behind_others(problems: Problems) -> None:
         "rounds",
         "fit.optimizer.learning_rte",
         "algorithm.name",
-        "fit.optimizer",
+        "fit.optimizer.momentum",
     ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("rounds=ten", "rounds = "),
+        ("fit.optimizer.learning_rate=fast", "fit.optimizer.learning_rate = "),
+        ("fit.epochs=1", "fit: set exactly one"),  # a section's own rule
+        ("algorithm={name: fedporx}", "algorithm.name = "),
+        ("~model.text", "model.text: missing"),
+    ],
+    ids=lambda pair: pair[0],
+)
+def test_checks_between_keys_go_on_behind_a_key_that_nothing_stands_in_for(
+    problems: Problems, wrong: tuple[str, str]
+) -> None:
+    found = problems(wrong[0], "cohort.size=9", "evaluation.split=test", "data.image_std=[0]")
+    starts = [wrong[1], "cohort.size = 9 but", 'evaluation.split = "test": has no effect', "data.image_std = [0.0]: "]
+    assert len(found) == 4, found
+    for start in starts:
+        assert any(line.startswith(start) for line in found), (start, found)
+
+
+def test_a_draft_has_what_is_right_by_itself() -> None:
+    data = {"name": "x", "rounds": 0, "fit": {"steps": 3, "epochs": 2, "batch_size": True, "optimizer": {}}, "model": 3}
+    found = draft(RunConfig, data)
+    assert isinstance(found, RunConfig)
+    assert (found.name, found.fit.steps, found.fit.epochs, found.fit.batch_size) == ("x", 3, 2, 32)
+    assert found.fit.model_fields_set == {"steps", "epochs", "optimizer"}
+    for holder, key in ((found, "rounds"), (found, "model"), (found, "data"), (found.fit.optimizer, "learning_rate")):
+        assert not hasattr(holder, key)
+    assert (found.random_seed, found.fit.optimizer.name) == (0, "adamw")
 
 
 def test_cross_field_checks_are_reported_with_the_schema_errors(problems: Problems) -> None:

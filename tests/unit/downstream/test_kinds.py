@@ -26,6 +26,7 @@ from fedhpc.downstream.linear_probe import UNSEEN, Probe
 from fedhpc.downstream.loading import load_run
 from fedhpc.downstream.rows import Rows
 from fedhpc.downstream.run import evaluate
+from fedhpc.downstream.scoring import classification_records, one_class_notes
 from fedhpc.downstream.segmentation import Decoder, overlap_loss, token_grid
 from fedhpc.downstream.tuning import fit_with_patience
 from fedhpc.downstream.zero_shot import run_zero_shot
@@ -103,7 +104,34 @@ def test_retrieval_of_another_file_takes_the_runs_tokenizer(trained: Trained, bo
 
 def test_rows_without_a_label_of_match_are_left_out(trained: Trained, boxes: Path) -> None:
     found = evaluate(trained("fedavg"), on_boxes(RetrievalTask, boxes, kind="retrieval", match=["rare"]))
-    assert found["rows"] == {"test": 20} and "4 rows lack a label of match" in " ".join(found["notes"])
+    assert found["rows"] == {"test": 20} and found["left_out"] == {"test": 4}
+    assert (
+        "4 of 24 rows in split test are left out: they do not have a picture and text and the labels of match"
+        in (found["notes"])
+    )
+
+
+def test_one_class_and_rows_without_a_label_are_noted(trained: Trained, boxes: Path) -> None:
+    """boxes: the last 20 rows, 4 of them in test, have no label `rare`."""
+    folder = trained("fedavg")
+    task = on_boxes(ZeroShotTask, boxes, kind="zero_shot", label="rare", template=TEMPLATE)
+    found = evaluate(folder, task)
+    assert found["left_out"] == {"test": 4}
+    assert any(
+        "4 of 24 rows in split test are left out: they do not have a picture and a label" in n for n in found["notes"]
+    )
+    assert [r["classes"] for r in found["results"]] == [2, 2, 2]
+    assert not any("are of class" in note for note in found["notes"])
+    with PackedFile(boxes) as packed:
+        site, side = packed.read("site"), packed.read("label/side")
+        test = np.flatnonzero((packed.read("split") == 2) & ((site == 0) | (side == 1)))
+        rows = Rows(load_run(folder), task, packed)
+        label = torch.from_numpy(side.astype(np.int64))
+        label[site == 1] = 1
+        notes = one_class_notes(rows, torch.from_numpy(test), label[test], ["left", "right"])
+        records = classification_records(rows, torch.from_numpy(test), [torch.randn(len(test), 2)], label[test])
+    assert len(notes) == 1 and notes[0].startswith("south: all test rows are of class right, so balanced accuracy")
+    assert {r.scope: r.classes for r in records} == {"all": 2, "north": 2, "south": 1}
 
 
 # ----------------------------------------------------------------------------------------------------- linear probe

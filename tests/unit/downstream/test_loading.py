@@ -68,7 +68,10 @@ def test_local_layers_are_a_clients_own_or_their_mean(trained: Trained) -> None:
 
 def test_local_needs_a_client(trained: Trained) -> None:
     folder = trained("local")
-    with pytest.raises(ValueError, match=r"local shares no model; set client: .*0 \(site-a\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"no model; name one of its clients \(evaluate: client=NAME, export: --client NAME\): .*0 \(site-a\)",
+    ):
         load_run(folder)
     run = load_run(folder, "site-b")
     state = _checkpoints(folder).load_states(run.checkpoint, [1])[1]["model"]

@@ -65,8 +65,22 @@ def test_table_has_every_scope_and_interval(trained: Trained) -> None:
 
 
 def test_results_json_has_no_nan(tmp_path: Path) -> None:
-    path = write_results(tmp_path, {"name": "x", "results": [{"value": float("nan"), "seeds": (1.0, float("inf"))}]})
+    path = write_results(
+        tmp_path,
+        {"name": "x", "run": {"client": None}, "results": [{"value": float("nan"), "seeds": (1.0, float("inf"))}]},
+    )
     assert json.loads(path.read_text())["results"] == [{"value": None, "seeds": [1.0, None]}]
+
+
+def test_results_of_a_clients_own_model_have_a_file_of_their_own(trained: Trained, tmp_path: Path) -> None:
+    folder = trained("fedavg", "aggregation.local_blocks=[norm]", "~cohort")
+    for client, name in ((None, "t.json"), ("site-b", "t@1-site-b.json"), (1, "t@1-site-b.json")):
+        found = evaluate(folder, RetrievalTask(name="t", kind="retrieval", bootstrap=0, client=client))
+        path = write_results(tmp_path, found)
+        assert path == tmp_path / "downstream" / name
+        assert json.loads(path.read_text())["run"]["client"] == (client and {"id": 1, "name": "site-b"})
+    found["run"]["client"] = {"id": 1, "name": "Ward 1/2"}
+    assert write_results(tmp_path, found).name == "t@1-Ward_1_2.json"
 
 
 def test_rows_are_those_of_the_sites(trained: Trained, boxes: Path) -> None:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhpc.models.blocks import ALIGNMENT, FlatModel, block_of
+from fedhpc.config.blocks import NORM_WORDS, trained_blocks
+from fedhpc.config.load import load_config
+from fedhpc.interfaces import DataSpec
+from fedhpc.models.blocks import ALIGNMENT, NORM_LAYERS, FlatModel, block_of
+from fedhpc.models.zoo import build_model
+from tests.conftest import ROOT
+
+SPEC = DataSpec(image_channels=1, image_size=(32, 32), vocab_size=99, max_tokens=12, pad_token=0, num_classes=0)
 
 
 class Small(nn.Module):
@@ -122,3 +129,15 @@ def test_the_longest_prefix_decides() -> None:
     prefixes = {"a": ("net.",), "b": ("net.head.",)}
     assert block_of("net.conv.weight", prefixes) == "a"
     assert block_of("net.head.weight", prefixes) == "b"
+
+
+@pytest.mark.parametrize("freeze", ["", "model.image.freeze=true", "model.text.freeze=true"])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["model.align=false", "~model.align_heads"], ["objective={name: siglip}"], ["objective={name: gloria}"]],
+)
+def test_the_config_knows_the_blocks_that_a_model_will_have(freeze: str, more: list[str]) -> None:
+    config = load_config(ROOT / "configs" / "smoke" / "fedavg.yaml", [*([freeze] if freeze else []), *more])
+    model = build_model(config.model, SPEC, config.objective)
+    assert set(trained_blocks(config)) == set(FlatModel(model).blocks)
+    assert set(NORM_WORDS) == set(NORM_LAYERS)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fedhpc.report.compare import comparison, differences, interval, paired, read_arms
+from fedhpc.report.compare import comparison, differences, interval, paired, read_arms, unseen
 
 
 def finished(folder: Path, algorithm: str, seed: int, worst: float, **changes: Any) -> Path:
@@ -97,3 +97,43 @@ def test_unfinished_and_repeated_runs_are_refused(runs: list[Path], tmp_path: Pa
         read_arms([runs[0], finished(tmp_path / "again", "fedavg", 0, 0.3)])
     with pytest.raises(ValueError, match="--metric accuracy"):
         comparison(read_arms(runs), ["accuracy"])
+
+
+def test_metrics_go_by_their_shown_names_too(runs: list[Path]) -> None:
+    arms = read_arms(runs)
+    for name in ("R@5", "r@5", "recall_at_5"):
+        assert text(comparison(arms, [name])) == text(comparison(arms, ["recall_at_5"]))
+    assert text(comparison(arms, ["R@5", "recall_at_5"])).count("R@5") == 1
+    with pytest.raises(
+        ValueError, match=r"--metric recal_at_5: did you mean recall_at_5\? The runs have recall_at_5 \(R@5\)"
+    ):
+        comparison(arms, ["recal_at_5"])
+    with pytest.raises(ValueError, match=r"--metric R@50: did you mean R@5\?"):
+        comparison(arms, ["R@50"])
+
+
+def test_sites_left_out_of_training_have_rows_of_their_own(tmp_path: Path) -> None:
+    at_north = {"fedavg": (0.2, 0.4, 0.3), "feddra": (0.25, 0.5, 0.3)}
+    folders = []
+    for algorithm, values in at_north.items():
+        for seed, value in enumerate(values):
+            folder = finished(tmp_path / f"{algorithm}{seed}", algorithm, seed, 0.3)
+            results = json.loads((folder / "results.json").read_text())
+            results["clients"] = [
+                {"name": "south", "metrics": {"recall_at_5": 0.9}},
+                {"name": "north (unseen)", "metrics": {"recall_at_5": value}},
+            ]
+            (folder / "results.json").write_text(json.dumps(results))
+            folders.append(folder)
+    arms = read_arms(folders)
+    table = unseen(arms)
+    assert table is not None
+    shown = text(table)
+    assert "north (unseen)" in shown and "south" not in shown
+    assert "0.300±0.100" in shown and "0.350±0.132" in shown
+    assert "+0.050 [-0.074, +0.174] +17% 2/3" in shown
+    assert "0.400 / 0.300" in text(comparison(arms)).replace("±0.000", "")
+
+
+def test_without_such_sites_there_is_no_such_table(runs: list[Path]) -> None:
+    assert unseen(read_arms(runs)) is None

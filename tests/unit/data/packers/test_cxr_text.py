@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.packers.cli_shared import small_sites
 
 from .trees import Cells, assert_patients_whole, by_id, label, pack, picture, refused, save, sites, without
 from .trees import write_table as write
@@ -103,6 +104,20 @@ def test_both_folders_in_one_file(tree: Path) -> None:
         assert packed.read("present/tabular/demographics").sum() == 6
         assert "CC BY 3.0" in packed.licence and "NIH" in packed.source
         assert_patients_whole(packed)
+
+
+def test_sites_that_robust_weights_would_refuse_are_named(tree: Path) -> None:
+    result = pack(*given(tree))
+    for part in (
+        "sites with fewer than 2 training or validation rows: ", "literature (2 train, 0 val, 0 test)",
+        "set partition.leave_out: [", "or pack again with --hospitals-only",
+    ):  # fmt: skip
+        assert part in result.output, result.output
+    with PackedFile(tree / "out.h5") as packed:
+        split, site = packed.read("split"), packed.read("site")
+        for name, *counts in small_sites(tree / "out.h5"):
+            here = site == packed.site_names.index(name)
+            assert counts == [int((here & (split == k)).sum()) for k in range(3)] and min(counts[:2]) < 2
 
 
 def test_hospitals_only(tree: Path) -> None:
