@@ -37,7 +37,7 @@ def check_fusion(config: RunConfig) -> Iterator[str]:
             f"algorithm.name = {algorithm.name} but model.kind = fusion, whose clients own different blocks; set "
             "fedavg, fedprox, fedopt, dgb_pcw, hgb, local, centralised or gblend"
         )
-    if isinstance(algorithm, OVER_MODALITIES) and len(model.modalities) < 2:
+    if isinstance(algorithm, OVER_MODALITIES) and len(model.modalities) == 1:
         yield (
             f"algorithm.name = {algorithm.name} but the model has one modality, {model.modalities[0]}: nothing "
             "to blend; add a modality, or set algorithm.name: fedavg"
