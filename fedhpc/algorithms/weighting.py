@@ -18,7 +18,8 @@ from torch import Tensor
 from fedhpc.config.algorithms import UncertaintySet
 
 MAX_EXPONENT = 5.0  # one round changes the ratio of two weights by at most e^10
-BISECTIONS = 200  # at most; about 55 come down to the last bit of float64
+BISECTIONS = 1200  # at most; about 55 come down to the last bit of float64, more where two losses nearly tie
+LARGEST = 1e300  # a factor that times 1 is still a number
 
 
 def uniform(num_clients: int) -> Tensor:
@@ -82,9 +83,9 @@ def worst_case(losses: Tensor, kind: UncertaintySet, rho: float) -> Tensor:
         return top
     if kind == "chi2":
         fits: Callable[[Tensor], bool] = lambda p: chi_square(p) <= rho  # noqa: E731
-        return top if fits(top) else _largest(lambda t: project_simplex(t * level), fits, _beyond(level))
+        return top if fits(top) else _largest(lambda t: project_simplex(t * level), fits, _beyond(level, 2.0))
     fits = lambda p: kl_divergence(p) <= rho  # noqa: E731
-    return top if fits(top) else _largest(lambda t: _softmax(t * level), fits, 1e4 / float(-level[level < 0].max()))
+    return top if fits(top) else _largest(lambda t: _softmax(t * level), fits, _beyond(level, 1e4))
 
 
 def updated(
@@ -116,9 +117,10 @@ def _largest(point: Callable[[float], Tensor], fits: Callable[[Tensor], bool], t
     return point(low)
 
 
-def _beyond(level: Tensor) -> float:
-    """A factor at which the projection of factor * level on the simplex has reached its end."""
-    return 2.0 / float(-level[level < 0].max())
+def _beyond(level: Tensor, times: float) -> float:
+    """A factor at which the point of factor * level has reached its end: `times` over the gap below the highest."""
+    gap = float(-level[level < 0].max())
+    return times / gap if gap > times / LARGEST else LARGEST
 
 
 def _softmax(x: Tensor) -> Tensor:
