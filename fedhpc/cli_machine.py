@@ -6,12 +6,15 @@ import sys
 import tempfile
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli_shared import tell_launch
+
+if TYPE_CHECKING:
+    from fedhpc.environment import Launch
 
 
 def register(app: typer.Typer, pack_app: typer.Typer) -> None:
@@ -23,12 +26,7 @@ def register(app: typer.Typer, pack_app: typer.Typer) -> None:
 
 def pack() -> None:
     """Turn raw data into one packed HDF5 file. Under mpirun or srun all ranks decode."""
-    from fedhpc.runtime import read_launch
-
-    try:
-        launch = read_launch()
-    except ValueError as error:
-        raise fail(str(error)) from error
+    launch = _launch()
     tell_launch(launch.launcher, launch.world)
 
 
@@ -50,12 +48,7 @@ def doctor(
 
     Alone, under srun, mpirun or torchrun. Exit codes: 0 nothing failed, 2 something did.
     """
-    from fedhpc.runtime import read_launch
-
-    try:
-        launch = read_launch()
-    except ValueError as error:
-        raise fail(str(error)) from error
+    launch = _launch()
     if launch.world > 1 and ranks is not None and answer is None:
         raise fail(f"--ranks {ranks} inside a job of {launch.world} ranks; leave it out under {launch.launcher}")
     count = _default_ranks(device) if ranks is None else ranks
@@ -70,6 +63,15 @@ def doctor(
         answer.write_text("good" if good else "bad")
 
 
+def _launch() -> Launch:
+    from fedhpc.runtime import read_launch
+
+    try:
+        return read_launch()
+    except ValueError as error:
+        raise fail(str(error)) from error
+
+
 def _doctor_of(ranks: int, data: Path | None, device: Device) -> int:
     """Exit code of a visit with `ranks` processes."""
     from fedhpc.spawn import spawn_ranks
@@ -78,7 +80,7 @@ def _doctor_of(ranks: int, data: Path | None, device: Device) -> int:
         answer = Path(name) / "answer"
         command = [sys.executable, "-m", "fedhpc.cli", "doctor", "--device", device.value, "--answer", str(answer)]
         command += ["--data", str(data)] if data is not None else []
-        code = spawn_ranks(command, ranks, Path(name) / "logs", 1, 10.0)
+        code = spawn_ranks(command, ranks, Path(name) / "logs", 1, 10.0, hope="Nothing was changed")
         if code or not answer.exists():
             return code or EXIT_USER_ERROR
         return 0 if answer.read_text() == "good" else EXIT_USER_ERROR

@@ -15,6 +15,7 @@ from fedhpc.process import Stop, reserve_port
 from fedhpc.runtime import STORE_FD, child_environment
 
 POLL_S = 0.05
+LAST_LINES = 20  # of a failed rank's log
 
 
 def spawn_ranks(
@@ -24,12 +25,16 @@ def spawn_ranks(
     threads: int,
     patience_s: float,
     stop: Stop | None = None,
+    hope: str = "The run resumes from its last checkpoint when started again",
 ) -> int:
     """Run `command` as ranks 0..N-1; rank 0 speaks here, the others into log_folder/rank_K.log.
+
+    The first rank that fails is named, with the last lines of its log.
 
     Args:
         patience_s: how long the others may take to end by themselves after one failed.
         stop: made earlier, so that a signal since then is not lost.
+        hope: what to do when a rank failed.
 
     Returns:
         0; 75 when the ranks were asked to stop and did; 70 when one was killed; otherwise the exit code of the first
@@ -79,7 +84,7 @@ def spawn_ranks(
     try:
         if stop is not None and stop.requested:
             forward(signal.SIGUSR2, None)
-        return _watch(processes, log_folder, patience_s, asked)
+        return _watch(processes, log_folder, patience_s, asked, hope)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -93,7 +98,7 @@ def spawn_ranks(
 
 
 def _watch(
-    processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patience_s: float, asked: Sequence[int]
+    processes: Sequence[subprocess.Popen[bytes]], log_folder: Path, patience_s: float, asked: Sequence[int], hope: str
 ) -> int:
     first: tuple[int, int] | None = None  # (rank, exit code) of the first failure
     deadline = float("inf")
@@ -106,13 +111,13 @@ def _watch(
         if failure and first is None:
             first = failure
             deadline = time.monotonic() + patience_s
-            print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
+            _tell(*first, len(processes), log_folder, hope)
         if time.monotonic() > deadline:
             break  # the caller kills what is left: checkpoints are atomic, and a rank may hang for good
     if first is None:  # the last ranks ended together
         first = _first_failure(codes, asked)
         if first is not None:
-            print(f"fedhpc: {_fate(*first, len(processes), log_folder)}", file=sys.stderr, flush=True)
+            _tell(*first, len(processes), log_folder, hope)
     if first is not None:
         return first[1] if first[1] > 0 else EXIT_RANK_LOST
     if all(code == 0 for code in codes):
@@ -137,7 +142,13 @@ def _first_failure(codes: Sequence[int | None], asked: Sequence[int]) -> tuple[i
     return min(failed, key=lambda item: item[1] >= 0) if failed else None
 
 
-def _fate(rank: int, code: int, world: int, log_folder: Path) -> str:
+def _tell(rank: int, code: int, world: int, log_folder: Path, hope: str) -> None:
+    """Print what became of a rank. Rank 0's last words stand here already."""
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    where = "" if rank == 0 else f"; its log is {log_folder / f'rank_{rank}.log'}"
-    return f"rank {rank} of {world} {how}{where}. The run resumes from its last checkpoint when started again"
+    log = log_folder / f"rank_{rank}.log"
+    where = "" if rank == 0 else f"; its log is {log}"
+    print(f"fedhpc: rank {rank} of {world} {how}{where}. {hope}", file=sys.stderr)
+    if rank > 0:
+        for line in log.read_text(errors="replace").splitlines()[-LAST_LINES:]:
+            print(f"[rank {rank}] {line}", file=sys.stderr)
+    sys.stderr.flush()

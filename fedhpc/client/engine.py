@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -106,11 +106,8 @@ class Engine:
         self._last = self._optimizer(tuple(self.weights.blocks), False)
 
     def seed(self, seed: int) -> None:
-        """Start the generators that models draw from. torch.manual_seed would ask every backend, which takes a
-        millisecond without a GPU: as long as some whole steps."""
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        """Start the generators that models draw from."""
+        seed_generators(seed, self.device)
 
     # ------------------------------------------------------------------------------------------------- weights
     def difference(self, since: Blocks) -> dict[BlockName, Block]:
@@ -249,10 +246,7 @@ class Engine:
         return tuple(name for name in self.weights.blocks if name.removeprefix(LOCAL) in wanted)
 
     def _known(self, blocks: Mapping[BlockName, float], what: str) -> Mapping[BlockName, float]:
-        have = {name.removeprefix(LOCAL) for name in self.weights.blocks}
-        if unknown := sorted(set(blocks) - have):
-            raise ValueError(f"{what} names {', '.join(unknown)}; the blocks that learn are {', '.join(sorted(have))}")
-        return blocks
+        return known_blocks(blocks, {name.removeprefix(LOCAL) for name in self.weights.blocks}, what)
 
     def _optimizer(self, moving: tuple[BlockName, ...], by_block: bool) -> torch.optim.Optimizer:
         """Kept from fit to fit. A group a block where their learning rates differ, else one: a kernel call a group."""
@@ -299,10 +293,7 @@ class Engine:
         """The model's outputs under `blocks`; local blocks are the present client's. A twin of the model a `name`."""
         if name not in self._twins:
             twin = self._twins[name] = FlatModel(copy.deepcopy(self.module), self._local_patterns)
-            twin.module.requires_grad_(False).eval()
-            for layer in twin.module.modules():
-                if isinstance(layer, NORM_LAYERS["batch_norm"]):
-                    layer.train()  # its running statistics come anew with every `load`
+            freeze_twin(twin.module)
         twin = self._twins[name]
         twin.load({**blocks, **self.weights.local})
 
@@ -345,6 +336,28 @@ class Correction:
             for w, offset in zip(self._shifted, self._offsets, strict=True):
                 if w.grad is not None:
                     w.grad.add_(offset)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """torch.manual_seed would ask every backend, which takes a millisecond without a GPU: as long as some steps."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def known_blocks(blocks: Mapping[BlockName, float], have: Set[BlockName], what: str) -> Mapping[BlockName, float]:
+    """`blocks`, when all are among those that learn, else a ValueError. what: the argument that names them."""
+    if unknown := sorted(set(blocks) - have):
+        raise ValueError(f"{what} names {', '.join(unknown)}; the blocks that learn are {', '.join(sorted(have))}")
+    return blocks
+
+
+def freeze_twin(module: nn.Module) -> None:
+    """Without gradients, in eval mode, but normalised by the batch as the training model is."""
+    module.requires_grad_(False).eval()
+    for layer in module.modules():
+        if isinstance(layer, NORM_LAYERS["batch_norm"]):
+            layer.train()  # its running statistics come anew with every `load`
 
 
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

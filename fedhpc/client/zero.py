@@ -17,14 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fedhpc.client.engine import build_optimizer, groups_of
+from fedhpc.client.engine import build_optimizer, freeze_twin, groups_of, known_blocks, seed_generators
 from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
 from fedhpc.client.zero_rows import Ranks, SplitModel, split_batch_norms
 from fedhpc.client.zero_shards import Present, Shards, exchanged
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.schema import FitConfig, ShardingConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
-from fedhpc.models.blocks import NORM_LAYERS
 from fedhpc.models.towers import Tower
 
 
@@ -111,9 +110,7 @@ class ZeroEngine:
     def seed(self, seed: int) -> None:
         """Ranks of a slot draw apart: they have different rows."""
         seed = (seed + 0x9E3779B97F4A7C15 * self._ranks.index) % 2**63
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_generators(seed, self.device)
 
     # ------------------------------------------------------------------------------------------------- weights
     def difference(self, since: Blocks) -> dict[BlockName, Block]:
@@ -204,10 +201,7 @@ class ZeroEngine:
         return tuple(name for name in self._shards.members if name in wanted)
 
     def _known(self, blocks: Mapping[BlockName, float], what: str) -> Mapping[BlockName, float]:
-        have = set(self._shards.members)
-        if unknown := sorted(set(blocks) - have):
-            raise ValueError(f"{what} names {', '.join(unknown)}; the blocks that learn are {', '.join(sorted(have))}")
-        return blocks
+        return known_blocks(blocks, set(self._shards.members), what)
 
     @contextmanager
     def _training(self, moving: tuple[BlockName, ...]) -> Iterator[None]:
@@ -264,10 +258,7 @@ class Twin:
             self._shards = Shards(module, run.optimizer, stage, self._ranks, trained=False)
         else:
             module.to(dtype)
-        module.requires_grad_(False).eval()
-        for layer in module.modules():
-            if isinstance(layer, NORM_LAYERS["batch_norm"]):
-                layer.train()  # its running statistics come anew with every `load`
+        freeze_twin(module)
         self._model = SplitModel(run, self._ranks, dtype)
 
     @torch.no_grad()

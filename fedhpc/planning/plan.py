@@ -126,7 +126,7 @@ def _measure(folder: Path, ranks: int, limit: int | None, config: RunConfig) -> 
         run = subprocess.run(command, env=environment, check=False, stderr=subprocess.PIPE, text=True)
         code, said = run.returncode, run.stderr
     else:
-        code, said = spawn_ranks(command, ranks, folder / "logs", threads, PATIENCE_S), ""
+        code, said = spawn_ranks(command, ranks, folder / "logs", threads, PATIENCE_S, hope="Nothing was lost"), ""
     if code or not out.exists():
         why = said.strip().removeprefix("fedhpc: ") or f"exit code {code}"
         raise ValueError(f"the run cannot be measured here: {why}")

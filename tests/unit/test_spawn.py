@@ -39,9 +39,11 @@ def test_exit_codes(program: str, code: int, tmp_path: Path) -> None:
 def test_a_killed_rank_is_named_and_the_others_do_not_wait_for_ever(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(100)"
+    program = "print('last words', flush=True); os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(100)"
     assert play(tmp_path, program, patience_s=0.2) == EXIT_RANK_LOST
-    assert "rank 1 of 2 was killed by SIGKILL" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "rank 1 of 2 was killed by SIGKILL" in said
+    assert "[rank 1] last words" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
