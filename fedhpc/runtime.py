@@ -30,7 +30,7 @@ from fedhpc.environment import (
     forgotten_ranks,
     parse_launch,
 )
-from fedhpc.process import Stop, end_with_parent, keep_heap, warn
+from fedhpc.process import Stop, end_with_parent, keep_heap, let_threads_rest, warn
 from fedhpc.process import leave as leave
 from fedhpc.process import settle as settle
 
@@ -220,6 +220,7 @@ class Runtime:
         if dist.is_initialized() and together:
             # Rank 0 serves the store: it leaves last, when the others have said goodbye.
             dist.destroy_process_group()
+            let_threads_rest()
 
 
 def _device(name: str, launch: Launch) -> torch.device:
