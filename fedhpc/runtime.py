@@ -70,6 +70,12 @@ def warn_if_alone(launch: Launch) -> None:
         )
 
 
+def prepare_mpi(launch: Launch) -> None:
+    """Call before mpi4py is imported: it takes whichever MPI library it finds first."""
+    if launch.mpi:
+        os.environ.setdefault(MPI_ABI, launch.mpi.replace(" ", "").lower())
+
+
 def limit_threads(threads: int) -> None:
     """Call before NumPy and torch are imported: their libraries would start a thread for every CPU of the node."""
     for name in THREADS:
@@ -279,7 +285,7 @@ def _meet_unaided(launch: Launch, folder: Path, timeout_s: float) -> Met:
 
     why = ""
     if launch.launcher in MPI:
-        os.environ.setdefault(MPI_ABI, launch.launcher.replace(" ", "").lower())
+        prepare_mpi(launch)
         try:
             return rendezvous.meet_by_mpi(launch.rank, launch.world, timeout_s)
         except rendezvous.NoRendezvous:
