@@ -18,7 +18,7 @@ OWN_NETWORKS = (*CNNS, "resnet10", "resnet12", "shufflenet", "mobilenetv2")  # b
 def encoders(model: Model) -> dict[str, EncoderConfig]:
     """Dotted key below `model` -> encoder."""
     if not isinstance(model, ClassifierConfig):
-        return {"image": model.image, "text": model.text}
+        return {key: one for key, one in (("image", model.image), ("text", model.text)) if one is not None}
     if model.image is not None:
         return {"image": model.image}
     return {f"networks[{item}]": encoder for item, encoder in enumerate(model.encoders)}
