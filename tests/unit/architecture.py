@@ -37,7 +37,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
     "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
-    "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
+    "cli_machine": frozenset({"cli_shared", "config", "data", "environment", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {
         "runtime",
