@@ -2,7 +2,7 @@
 
     python benchmarks/dgb/study.py tune configs/study/dgb_pbc OUT --arms cmfl=0.1,0.2 hgb=0.2,0.4 --seeds 100-101
     python benchmarks/dgb/study.py run configs/study/dgb_pbc OUT --seeds 1-20 [--arms cmfl dgb=dgb_pcw shuffled=dgb_pcw]
-    python benchmarks/dgb/study.py table configs/study/dgb_pbc OUT [--base cmfl]
+    python benchmarks/dgb/study.py table configs/study/dgb_pbc OUT [--base hgb]
 
 One process, one run after the other, finished ones are skipped: start it again to go on. `run` takes for each arm the
 rate with the best mean over combinations of balanced accuracy in `tune` (arm=other: the rate of another arm).
@@ -102,23 +102,43 @@ def best_rate(out: Path, arm: str) -> float:
 
 
 def table(out: Path, base: str) -> None:
-    """Markdown: each arm's rate, metrics over seeds, and the difference from `base` seed by seed (95 % t-interval)."""
+    """Markdown: metrics over seeds by arm, and the difference from `base` seed by seed (95 % t-interval)."""
     runs = {
         arm.name: {int(p.parent.name[1:]): json.loads(p.read_text()) for p in sorted(arm.glob("s*/results.json"))}
         for arm in sorted((out / "run").iterdir())
     }
-    print(
-        "| arm | seeds | mean over combinations | worst combination | all modalities | minus", base, "| seeds above |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for arm, by_seed in sorted(runs.items(), key=lambda item: (item[0] != base, item[0])):
-        values = {seed: score(results) for seed, results in by_seed.items()}
-        shared = sorted(values.keys() & runs[base].keys())
-        gap = [values[seed] - score(runs[base][seed]) for seed in shared]
-        cells = [spread(list(values.values())), spread([score(r, "worst") for r in by_seed.values()]),
-                 spread([full(r) for r in by_seed.values()])]  # fmt: skip
-        print(f"| {arm} | {len(values)} | {' | '.join(cells)} | {interval(gap) if arm != base else ''} | "
-              f"{sum(x > 0 for x in gap)} of {len(gap)} |")  # fmt: skip
+    columns = {"mean over combinations": score, "worst combination": worst, "all modalities": full, "own rows": own}
+    print("| arm | seeds |", " | ".join(columns), "|")
+    print("|---" * (len(columns) + 2) + "|")
+    arms = sorted(runs, key=lambda arm: (arm != base, arm))
+    for arm in arms:
+        cells = [spread([of(results) for results in runs[arm].values()]) for of in columns.values()]
+        print(f"| {arm} | {len(runs[arm])} | {' | '.join(cells)} |")
+    print(f"\n| minus {base} | pairs |", " | ".join(columns), "| pairs above, by the mean |")
+    print("|---" * (len(columns) + 3) + "|")
+    for arm in arms[1:]:
+        shared = sorted(runs[arm].keys() & runs[base].keys())
+        gaps = {name: [of(runs[arm][s]) - of(runs[base][s]) for s in shared] for name, of in columns.items()}
+        above = sum(gap > 0 for gap in gaps["mean over combinations"])
+        print(f"| {arm} | {len(shared)} | {' | '.join(map(interval, gaps.values()))} | {above} |")
+    print("\n| arm |", " | ".join(combinations := list(next(iter(runs[base].values()))["combinations"]["of"])), "|")
+    print("|---" * (len(combinations) + 1) + "|")
+    for arm in arms:
+        of = [results["combinations"]["of"] for results in runs[arm].values()]
+        if all(of):
+            print(
+                f"| {arm} |", " | ".join(f"{statistics.mean(o[c][METRIC] for o in of):.3f}" for c in combinations), "|"
+            )
+
+
+def worst(results: dict[str, Any]) -> float:
+    return score(results, "worst")
+
+
+def own(results: dict[str, Any]) -> float:
+    """Of the clients on their own test rows, each with its combination: mean."""
+    kept = [c["metrics"][METRIC] for c in results["clients"] if not c["name"].startswith("all rows")]
+    return statistics.mean(kept)
 
 
 def full(results: dict[str, Any]) -> float:

@@ -169,12 +169,13 @@ class DgbPcw(FedAvg):
 
     def scales(self, ratios: Mapping[str, float], client: Client) -> dict[str, float] | None:
         """Factors on a client's learning rates, by block."""
+        modalities = [name.removeprefix("encoder/") for name in sorted(client.blocks) if name.startswith("encoder/")]
         if self._config.rates == "static":
-            return {name: rate for name, rate in self._config.static_rates.items() if name in client.blocks} or None
+            static = {name: rate for name, rate in self._config.static_rates.items() if name in client.blocks}
+            return static if static and len(modalities) > 1 else None
         combination = combination_of(client)
         if not ratios or combination is None:
             return None
-        modalities = [name.removeprefix("encoder/") for name in sorted(client.blocks) if name.startswith("encoder/")]
         rates = learning_rates(ratios, modalities, combination, self._config.variant, self._config.clip)
         return {name: rate for name, rate in rates.items() if name in client.blocks}
 

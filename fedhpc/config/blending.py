@@ -23,7 +23,8 @@ class DgbPcwConfig(Section):
     """Where ratios come from. Controls: shuffled: those of the round dealt to combinations at random. static: none, but
     the factors in `static_rates`."""
     static_rates: dict[str, float] = Field(default_factory=dict)
-    """static only: factor on the learning rate of a block (``encoder/image: 3``); 1 where a block is not named."""
+    """static only: factor on the learning rate of a block (``encoder/image: 3``); 1 where a block is not named. As with
+    blended ones, clients with one modality keep their rates."""
     similarity: Literal["cosine", "dot"] | None = "cosine"
     """How a client's update is compared with the shared one, to weigh its losses (PCW). null: losses weigh alike."""
     start_round: int = Field(2, ge=2)
