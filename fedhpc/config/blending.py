@@ -41,9 +41,10 @@ class DgbPcwConfig(Section):
     """G: how much the validation loss changed, or how much it fell (0 where it rose)."""
     clip: tuple[float, float] | None = (0.1, 3.0)
     """normalized only: bounds of the factors. null: none."""
-    probes: Literal["never", "unpopulated", "always"] = "unpopulated"
+    probes: Literal["never", "unpopulated", "always", "heads"] = "unpopulated"
     """A modality's own losses come from the clients that hold it alone; where nobody does (or always), from probes:
-    classifiers that each holder trains on its features without moving them."""
+    classifiers that each holder trains on its features without moving them. heads: every holder trains the classifier
+    of those who hold nothing else, and it moves the encoder, as in gradient blending on pooled data."""
     weight: ClientWeight = "examples"
     """A client's weight in the mean of the blocks that it owns."""
 

@@ -110,7 +110,8 @@ def _idle_in_dgb(algorithm: DgbPcwConfig, add: Add) -> None:
     if algorithm.variant != "normalized":
         add("algorithm", "clip", f"with variant: {algorithm.variant}")
     if algorithm.rates == "static":
-        keys = "variant similarity start_round epsilon winsorise ema loss_ema generalisation clip probes"
+        keys = "variant similarity start_round epsilon winsorise ema loss_ema generalisation clip"
+        keys += "" if algorithm.probes == "heads" else " probes"
         add("algorithm", keys, "with rates: static, which follow no losses")
     else:
         add("algorithm", "static_rates", f"with rates: {algorithm.rates}")

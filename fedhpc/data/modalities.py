@@ -171,10 +171,11 @@ def _heads(
     heads = set(used)
     if isinstance(algorithm, POOLED):
         heads |= {(m,) for m in model.modalities} | {model.modalities}
-    if isinstance(algorithm, HgbConfig):
+    single = isinstance(algorithm, HgbConfig) or (isinstance(algorithm, DgbPcwConfig) and algorithm.probes == "heads")
+    if single:
         heads |= {(m,) for m in model.modalities}
     beside: Literal["none", "single", "all"] = "all" if isinstance(algorithm, POOLED) else "none"
-    if isinstance(algorithm, HgbConfig):
+    if single:
         beside = "single"
     probes = _probes(config, of_client) if isinstance(algorithm, DgbPcwConfig) else ()
     spec = FusionSpec(heads=tuple(_ordered(heads)), head_of=head_of, probes=probes, beside=beside)
@@ -215,7 +216,7 @@ def merged(count: Mapping[Combination, int], least: int) -> dict[Combination, Co
 def _probes(config: RunConfig, of_client: Mapping[ClientId, Combination]) -> Combination:
     assert isinstance(config.model, FusionConfig) and isinstance(config.algorithm, DgbPcwConfig)
     algorithm = config.algorithm
-    if algorithm.probes == "never" or algorithm.rates == "static":
+    if algorithm.probes in ("never", "heads") or algorithm.rates == "static":
         return ()
     shared = {m for held in of_client.values() if len(held) > 1 for m in held}
     alone = {held[0] for held in of_client.values() if len(held) == 1}

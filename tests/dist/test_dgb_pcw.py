@@ -61,6 +61,19 @@ def test_without_scales_it_is_fedavg_over_what_is_shared(phantom: str, tmp_path:
     assert ours["sha256"] == cmfl["sha256"]
 
 
+def test_classifiers_of_single_modalities_at_all_their_holders(phantom: str, tmp_path: Path) -> None:
+    options = (phantom, "rounds=3", *TABLES, "algorithm={name: dgb_pcw, probes: heads}")
+    results = [run(CONFIG, world, tmp_path / str(world), *options) for world in (1, 2)]
+    assert results[0]["sha256"] == results[1]["sha256"]
+    rows = losses(tmp_path / "1")
+    assert {f"dogr_{name}" for name in ("labs", "words", "pixels", "labs+words+pixels")} <= rows[-1].keys()
+    plain = run(CONFIG, 1, tmp_path / "plain", phantom, "rounds=3", *TABLES)
+    assert rows[0]["val_words"] != losses(tmp_path / "plain")[0]["val_words"], (
+        "not of those alone who hold nothing else"
+    )
+    assert plain["sha256"] != results[0]["sha256"]
+
+
 def test_references_and_zero_filling(phantom: str, tmp_path: Path) -> None:
     options = (phantom, "rounds=2", *TABLES)
     for name, keys in {

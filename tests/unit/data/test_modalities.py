@@ -134,6 +134,15 @@ def test_probes_where_nobody_holds_a_modality_alone(packed: PackedFile) -> None:
         assert hold(packed, run, dealt).spec.probes == expected
 
 
+def test_heads_in_place_of_probes(packed: PackedFile) -> None:
+    dealt = partition_file(config(packed).partition, packed, 0)
+    for rates in ({}, {"rates": "static", "static_rates": {"encoder/x": 1.0}}):
+        run = config(packed, algorithm={"name": "dgb_pcw", "probes": "heads", **rates})
+        spec = hold(packed, run, dealt).spec
+        assert spec.probes == () and spec.beside == "single"
+        assert spec.heads == (("x",), ("y",), ("x", "y")), "x has a classifier although nobody holds x alone"
+
+
 def test_modalities_made_of_labels(packed: PackedFile) -> None:
     model = FusionConfig.model_validate(
         {"kind": "fusion", "tabular": {"g": {"labels": ["grade", "stage"], "widths": []}}}
