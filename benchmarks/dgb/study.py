@@ -3,6 +3,7 @@
     python benchmarks/dgb/study.py tune configs/study/dgb_pbc OUT --arms cmfl=0.1,0.2 hgb=0.2,0.4 --seeds 100-101
     python benchmarks/dgb/study.py run configs/study/dgb_pbc OUT --seeds 1-20 [--arms cmfl dgb=dgb_pcw shuffled=dgb_pcw]
     python benchmarks/dgb/study.py table configs/study/dgb_pbc OUT [--base hgb]
+    python benchmarks/dgb/study.py export configs/study/dgb_pbc OUT > numbers.json
 
 One process, one run after the other, finished ones are skipped: start it again to go on. `run` takes for each arm the
 rate with the best mean over combinations of balanced accuracy in `tune` (arm=other: the rate of another arm).
@@ -27,7 +28,7 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tune", "run", "table"])
+    parser.add_argument("what", choices=["tune", "run", "table", "export"])
     parser.add_argument("configs", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--arms", nargs="+", default=[])
@@ -37,6 +38,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "table":
         table(given.out, given.base)
+        return
+    if given.what == "export":
+        print(json.dumps(exported(given.out), indent=1))
         return
     low, _, high = given.seeds.partition("-")
     for seed in range(int(low), int(high or low) + 1):
@@ -129,6 +133,25 @@ def table(out: Path, base: str) -> None:
             print(
                 f"| {arm} |", " | ".join(f"{statistics.mean(o[c][METRIC] for o in of):.3f}" for c in combinations), "|"
             )
+
+
+def exported(out: Path) -> dict[str, Any]:
+    """Every run's balanced accuracies, on validation rows (tune: by arm, rate and seed) and test rows (run)."""
+
+    def numbers(path: Path) -> dict[str, Any]:
+        results = json.loads(path.read_text())
+        if "diverged" in results:
+            return {"diverged": True}
+        combinations = {name: metrics[METRIC] for name, metrics in results["combinations"]["of"].items()}
+        return {"mean": score(results), "worst": worst(results), "own": own(results), "combinations": combinations}
+
+    return {
+        part: {
+            arm.name: {run.parent.name: numbers(run) for run in sorted(arm.glob("*/results.json"))}
+            for arm in sorted((out / part).iterdir())
+        }
+        for part in ("tune", "run")
+    }
 
 
 def worst(results: dict[str, Any]) -> float:
