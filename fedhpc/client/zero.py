@@ -8,6 +8,7 @@ no rank reads or sends the whole model.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,14 +64,14 @@ class ZeroEngine:
         device: torch.device,
         mesh: Mesh,
     ) -> None:
-        start_deepspeed()
+        self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
+        start_deepspeed(self._ranks)
         self.device = device
         self.config = config
         self.loss = loss
         self.first_local: Blocks = {}  # config.checks refuses local blocks
         self._build = build
         self._sharding = sharding
-        self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
         self._mpu = GroupOfSlot(self._ranks)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         module = self._prepared()
@@ -321,10 +322,26 @@ def share_master_weights(optimizer: Any) -> None:
             master.data = computed.data
 
 
-def start_deepspeed() -> None:
+def start_deepspeed(ranks: Ranks) -> None:
     """Before anything else is asked of DeepSpeed."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    _compare_within(ranks)
     # Would be compiled at the first start on a CPU, for minutes, and serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():  # DeepSpeed asks for a group even where there is nobody to talk to
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _compare_within(ranks: Ranks) -> None:
+    """ZeRO-3 asks, whenever it has learned in which order layers come, whether all ranks of the *world* have seen the
+    same. Slots are at steps of their own, one may even stand still for a round: they would wait for each other until
+    the timeout. So only the ranks of a slot are asked."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    def same(ints: list[int]) -> None:
+        seen = zlib.crc32(str(ints).encode())
+        total = int(ranks.sum(torch.tensor([seen])))
+        if total != seen * ranks.count:
+            raise RuntimeError(f"the {ranks.count} ranks of a slot ran other layers than each other: {ints} here")
+
+    coordinator.assert_ints_same_as_other_ranks = same

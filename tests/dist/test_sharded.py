@@ -100,8 +100,11 @@ def test_other_algorithms_too(name: str, phantom: str, tmp_path: Path) -> None:
 
 
 def test_a_stop_changes_nothing_whatever_resumes(phantom: str, tmp_path: Path) -> None:
-    """On another number of slots: the same bits, client state included. With another number of shards: as good."""
-    options = (phantom, "rounds=3", "checkpoint.keep=3", SGD, ALGORITHMS["scaffold"])
+    """On another number of slots: the same bits, client state included. With another number of shards: as good.
+
+    One client a round, so that with two slots one stands still: DeepSpeed would have its ranks wait for the others.
+    """
+    options = (phantom, "rounds=3", "checkpoint.keep=3", SGD, ALGORITHMS["scaffold"], "cohort.size=1")
     whole = run(CONFIG, 2, tmp_path / "run", *options)
     expected = losses(tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
@@ -111,6 +114,18 @@ def test_a_stop_changes_nothing_whatever_resumes(phantom: str, tmp_path: Path) -
     (tmp_path / "other" / "config.yaml").unlink()  # another g is another config; --accept-changes of the command line
     run(CONFIG, 1, tmp_path / "other", *options, "mesh.shard=1", "sharding={zero: 2}")
     assert losses(tmp_path / "other")[-1] == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm", [ALGORITHMS["scaffold"], "algorithm={name: feddra, stage1: {steps: 2}, dro: null}"]
+)
+def test_a_slot_may_stand_still(algorithm: str, phantom: str, tmp_path: Path) -> None:
+    """Of two slots one has a turn, the other none: nothing in DeepSpeed may wait for the other slot. Clients of
+    scaffold live in both; feddra makes a second model when it is first asked for."""
+    options = (phantom, "rounds=3", SGD, algorithm, "cohort.size=1", "runtime.timeout_s=40")
+    two, four = (run(CONFIG, world, tmp_path / str(world), *options) for world in (2, 4))
+    assert two["sha256"] == four["sha256"]
 
 
 @pytest.mark.slow
