@@ -26,7 +26,9 @@ from tests.dist.runs import SMOKE, play  # noqa: E402
 from tests.ranks import on_ranks  # noqa: E402
 
 FEDDRA = "algorithm={name: feddra, stage1: {steps: 2}, constraint: sum, dro: {rho: 0.1, step_size: 1.0}}"
+SEEDS = (1, 2, 3, 4)
 OPTIMIZERS = {
+    "adamw of the config": "fit.optimizer.name=adamw",
     "adamw, eps 1e-8": "fit.optimizer={name: adamw, learning_rate: 0.001}",
     "adamw, eps 1e-4": "fit.optimizer={name: adamw, learning_rate: 0.001, eps: 1.0e-4}",
     "sgd": "fit.optimizer={name: sgd, learning_rate: 0.05}",
@@ -72,14 +74,14 @@ def measure(optimizer: str, folder: Path) -> dict[str, list[float]]:
     alone = [*common, "mesh.shard=1", "sharding=null"]
     config = str(SMOKE / "sharded.yaml")
     on_ranks(1, play, config, alone, str(folder / "whole"))
-    for seed in (1, 2):
+    for seed in SEEDS:
         on_ranks(1, nudged, config, alone, str(folder / f"nudged {seed}"), seed)
     on_ranks(2, play, config, common, str(folder / "sharded"))
     on_ranks(2, wrong, config, common, str(folder / "wrong"))
     expected = losses(folder / "whole")
     return {
         arm: [abs(a / b - 1) for a, b in zip(losses(folder / arm), expected, strict=True)]
-        for arm in ("nudged 1", "nudged 2", "sharded", "wrong")
+        for arm in (*(f"nudged {seed}" for seed in SEEDS), "sharded", "wrong")
     }
 
 

@@ -19,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fedhpc.client.engine import build_optimizer, freeze_twin, groups_of, known_blocks, seed_generators
+from fedhpc.client.zero_build import build_together, partition
 from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
 from fedhpc.client.zero_rows import Ranks, SplitModel, split_batch_norms
 from fedhpc.client.zero_shards import Present, Shards, exchanged
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.schema import FitConfig, ShardingConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
+from fedhpc.models.stowing import Stowing
 from fedhpc.models.towers import Tower
 
 
@@ -48,7 +50,7 @@ class ZeroEngine:
     """A model, its optimizer and the loop over batches, on all ranks of a slot.
 
     Args:
-        build: makes the model on the CPU, the same one on every rank.
+        build: makes the model on the CPU, the same one on every rank, whatever the number of ranks.
         loss: what is minimised where a client gives no objective of its own; sees the whole batch.
 
     Raises:
@@ -74,15 +76,18 @@ class ZeroEngine:
         self._sharding = sharding
         self._mpu = GroupOfSlot(self._ranks)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        module = self._prepared()
+        module, stowing = self._prepared()
         groups = [
             {"params": [p for p in tensors.values() if isinstance(p, nn.Parameter)], "block": name}
             for name, tensors in exchanged(module).items()
         ]
         self._settings = deepspeed_config(config, sharding, module, self._ranks.count)
+        optimizer = build_optimizer(config.optimizer, groups)
+        if stowing is not None:
+            partition(module, stowing, self._settings, self._mpu, self._dtype)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(config.optimizer, groups),
+            optimizer=optimizer,
             config=self._settings,
             mpu=self._mpu,
             dist_init_required=False,
@@ -96,12 +101,17 @@ class ZeroEngine:
         self._twins: dict[str, Twin] = {}
         self._difference: dict[BlockName, Block] = {}
 
-    def _prepared(self) -> nn.Module:
-        module = self._build()
+    def _prepared(self) -> tuple[nn.Module, Stowing | None]:
+        """A new model. Under ZeRO-3 no rank has it whole: it is to be dealt out by `partition`."""
+        stowing: Stowing | None = None
+        if self._sharding.zero == 3 and self._ranks.count > 1:
+            module, stowing = build_together(self._build, self._ranks, self.device)
+        else:
+            module = self._build()
         if self._sharding.activation_checkpointing:
             checkpoint_activations(module, reentrant=self._sharding.zero == 3)
         split_batch_norms(module, self._ranks)
-        return module
+        return module, stowing
 
     @property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -234,7 +244,12 @@ class ZeroEngine:
     def reference(self, blocks: Blocks, name: str) -> Callable[[Batch], Mapping[str, Tensor]]:
         """The model's outputs under `blocks`. A twin of the model a `name`, sharded as the model is."""
         if name not in self._twins:
-            self._twins[name] = Twin(self._prepared(), self._settings, self._sharding.zero, self._mpu, self._dtype)
+            # Building seeds torch's generators; what the client draws must not depend on who needs the twin first.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                module, stowing = self._prepared()
+            if stowing is not None:
+                partition(module, stowing, self._settings, self._mpu, self._dtype)
+            self._twins[name] = Twin(module, self._settings, self._sharding.zero, self._mpu, self._dtype)
         twin = self._twins[name]
         twin.load(blocks)
         return twin.outputs
