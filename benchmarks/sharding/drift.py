@@ -93,7 +93,9 @@ def main() -> None:
     for name, optimizer in OPTIMIZERS.items():
         with tempfile.TemporaryDirectory() as folder:
             result[name] = measure(optimizer, Path(folder))
-        print(name, *(f"  {arm:9} {' '.join(f'{g:.1e}' for g in gaps)}" for arm, gaps in result[name].items()), sep="\n")
+        print(
+            name, *(f"  {arm:9} {' '.join(f'{g:.1e}' for g in gaps)}" for arm, gaps in result[name].items()), sep="\n"
+        )
     if args.out is not None:
         args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -51,9 +51,7 @@ def build_together(build: Callable[[], nn.Module], ranks: Ranks, device: torch.d
     return module, stowing
 
 
-def partition(
-    module: nn.Module, stowing: Stowing, settings: Mapping[str, Any], mpu: Any, dtype: torch.dtype
-) -> None:
+def partition(module: nn.Module, stowing: Stowing, settings: Mapping[str, Any], mpu: Any, dtype: torch.dtype) -> None:
     """Have ZeRO-3 deal the parameters to the ranks, one after the other: what `deepspeed.initialize` would do with a
     whole model. settings: what it will be given."""
     offload = settings["zero_optimization"].get("offload_param")

@@ -190,7 +190,7 @@ class Stowing(TorchDispatchMode):
         self._entries.pop(entry.storage._cdata, None)
         self._keeper.drop(entry.key)
 
-    # ----------------------------------------------------------------------------------------------------------- once built
+    # ------------------------------------------------------------------------------------------------ once it is built
     @contextmanager
     def present(self, param: Tensor) -> Iterator[Tensor]:
         """The parameter with its values, on every rank of the keeper at once."""
