@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DTYPES = {
-    torch.float64: "F64",
+DTYPES = {  # in the order in which safetensors writes them, so that all are aligned
     torch.int64: "I64",
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.int32: "I32",
     torch.bfloat16: "BF16",
@@ -42,7 +42,8 @@ def write_tensors(
     Raises:
         ValueError: a tensor is not what was described.
     """
-    names = sorted(described, key=lambda name: (-described[name][0].itemsize, name))
+    order = list(DTYPES)
+    names = sorted(described, key=lambda name: (order.index(described[name][0]), name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in names:

@@ -207,6 +207,7 @@ class Stowing(TorchDispatchMode):
         if entry is not None:
             self._here.pop(entry.key, None)
             self._forget(entry)
+            entry.storage.resize_(0)
 
     def stowed(self, module: nn.Module) -> Mapping[str, int]:
         """Names and bytes of the parameters that may be away."""

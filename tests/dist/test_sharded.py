@@ -340,6 +340,64 @@ def test_a_rank_has_its_share_of_the_model_and_never_the_whole() -> None:
         assert seen["largest"] <= 0.6 * whole, seen
 
 
+def play_build(whole: bool) -> dict[str, float]:
+    """Most memory while a model is built and dealt out, and memory afterwards, as parts of the model's size."""
+    import os
+
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+
+    def now(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))
+
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    dist.init_process_group("gloo")
+    from fedhpc.client import zero_build
+    from fedhpc.client.zero import start_deepspeed
+    from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
+    from fedhpc.client.zero_rows import Ranks
+    from fedhpc.config.schema import FitConfig, ShardingConfig
+    from fedhpc.models.stowing import Stowing
+    from fedhpc.process import keep_heap
+
+    ranks = Ranks(dist.get_rank(), 2, dist.group.WORLD)
+    start_deepspeed(ranks)
+    keep_heap(1 << 20)
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(24)))
+
+    before = now("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    cpu = torch.device("cpu")
+    window = 1 << 40 if whole else 1 << 23
+    with Stowing(zero_build.SlotKeeper(ranks, cpu), window=window) as stowing:
+        module = make()
+    optimizer = {"name": "sgd", "learning_rate": 0.1}
+    config = FitConfig.model_validate({"steps": 1, "optimizer": optimizer})
+    settings = deepspeed_config(config, ShardingConfig.model_validate({"zero": 3}), module, 2)
+    zero_build.partition(module, stowing, settings, GroupOfSlot(ranks), torch.float32)
+    size = sum(4 * p.ds_numel for p in module.parameters())
+    seen = {"peak": (now("VmHWM:") - before) / size, "after": (now("VmRSS:") - before) / size}
+    expected = torch.cat([p.detach().reshape(-1) for p in make()[5].parameters()])
+    own = torch.cat([p.ds_tensor for p in module[5].parameters()])
+    other = [torch.empty_like(own) for _ in range(2)]
+    dist.all_gather(other, own)
+    halves = [torch.cat([part[:500000] for part in other]), torch.cat([part[500000:] for part in other])]
+    assert torch.equal(torch.cat(halves), expected), "dealt out as it would be if it were built whole"
+    return seen
+
+
+def test_a_model_is_built_without_any_rank_having_it_whole() -> None:
+    for seen in on_ranks(2, play_build, False):
+        assert seen["peak"] < 0.85, "its half, the window, a layer or two, and what libraries need for themselves"
+        assert seen["after"] < 0.7
+    assert max(seen["peak"] for seen in on_ranks(2, play_build, True)) > 1.0, "this is what it would be"
+
+
 def test_shards_that_do_not_divide_the_ranks_are_refused() -> None:
     from fedhpc.config import load_config
     from fedhpc.config.checks import check
