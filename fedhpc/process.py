@@ -42,7 +42,7 @@ class Stop:
 def keep_heap(largest: int = 32 << 20) -> None:
     """Stop glibc from handing freed memory back between steps, up to 1 GiB of it.
 
-    largest: bytes; what is larger is handed back all the same. Of a large model's tensors the heap would keep gigabytes,
+    largest: bytes; what is larger is handed back all the same. Of a large model's tensors the heap would keep gigabytes
     in holes between others.
 
     A training step frees its activations at its end; glibc then shrinks the heap and grows it again in the next step:

@@ -48,6 +48,28 @@ def pages(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
 
 
+def elements(folder: Path, shard: str) -> tuple[int, int]:
+    """How many numbers a file of the newest checkpoint has, and of how many blocks."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(max(folder.glob("checkpoints/round_*")) / f"shared{shard}.safetensors")
+    return sum(tensor.numel() for tensor in tensors.values()), len({key.split("//")[0] for key in tensors})
+
+
+def check_streamed(folder: Path, scratch: Path) -> None:
+    """What is read tensor by tensor from the shards of a checkpoint is what the whole model has."""
+    import torch
+
+    from fedhpc.downstream.loading import load_run
+    from fedhpc.downstream.streamed import stream_run
+
+    whole = load_run(folder).module.state_dict()
+    with stream_run(folder, None, scratch) as streamed:
+        assert streamed.read is not None
+        for name, tensor in whole.items():
+            assert torch.equal(streamed.value(name), tensor), name
+
+
 SLOW = pytest.mark.slow
 
 
@@ -85,8 +107,23 @@ def check_bytes(folder: Path, name: str) -> None:
     assert [e["what"] for e in four] == [e["what"] for e in whole]
     for sharded, plain in zip(four, whole, strict=True):
         assert sharded["num_bytes"] == pytest.approx(plain["num_bytes"] / 2, rel=0.05)
+    if name == "fedavg":  # to the byte: 8 of each element in fixed point, and a weight a block, the whole one, the loss
+        (shard, blocks), (parameters, _) = elements(folder / "four", ".shard_00000"), elements(folder / "whole", "")
+        assert four[0]["num_bytes"] == 8 * (shard + blocks + 2)
+        assert shard + elements(folder / "four", ".shard_00001")[0] == parameters
     if name == "feddra":
         assert "encoder" not in four[0]["what"] and "encoder" in four[1]["what"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model", "blip_2_vision_model"])
+def test_vision_towers_of_transformers(tower: str, phantom: str, tmp_path: Path) -> None:
+    """timm's ViT is in all other tests."""
+    options = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, patch_size: 8}"
+    common = (phantom, "rounds=2", SGD, FEDDRA, f"model.image={{name: {tower}, options: {options}}}")
+    run(CONFIG, 1, tmp_path / "whole", *common, *WHOLE)
+    run(CONFIG, 2, tmp_path / "two", *common)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -111,6 +148,7 @@ def test_a_stop_changes_nothing_whatever_resumes(phantom: str, tmp_path: Path) -
     for folder in ("run", "other"):
         shutil.rmtree(tmp_path / folder / "checkpoints" / "round_000003")
     assert run(CONFIG, 4, tmp_path / "run", *options)["sha256"] == whole["sha256"]
+    check_streamed(tmp_path / "run", tmp_path)
     (tmp_path / "other" / "config.yaml").unlink()  # another g is another config; --accept-changes of the command line
     run(CONFIG, 1, tmp_path / "other", *options, "mesh.shard=1", "sharding={zero: 2}")
     assert losses(tmp_path / "other")[-1] == pytest.approx(expected[-1], rel=1e-5)
