@@ -82,7 +82,9 @@ def main() -> None:
         "seconds": time.perf_counter() - start,
         "seconds_a_round": [r["seconds"] for r in rounds],
         "losses": [r["loss"] for r in rounds],
-        "reduced_bytes_of_rank_0": [sum(e["num_bytes"] for e in p["entries"] if e["operation"] == "reduce") for p in pages],
+        "reduced_bytes_of_rank_0": [
+            sum(e["num_bytes"] for e in p["entries"] if e["operation"] == "reduce") for p in pages
+        ],
         "load_at_start": load,
         "gib_by_second": [[round(t), round(total / GIB, 2)] for t, total, _ in samples],
         "overrides": args.overrides,
