@@ -197,6 +197,7 @@ class Runtime:
         """What DeepSpeed reads from the environment when it is imported and when it starts."""
         os.environ.setdefault("LOCAL_RANK", str(self.launch.local_rank))
         os.environ["DS_ACCELERATOR"] = self.device.type
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would read tensors ahead of who deals them out
         keep_heap(largest=LARGEST_ON_HEAP)
 
     def __enter__(self) -> Runtime:

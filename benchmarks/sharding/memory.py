@@ -1,6 +1,6 @@
 """Peak memory of building, loading and exporting a model, beside the size of its weights, with and without stowing.
 
-    python benchmarks/sharding/memory.py --ranks 2 --width 512 --depth 8 [--out benchmarks/results/NAME]
+    python benchmarks/sharding/memory.py --ranks 2 --width 768 --depth 8 [--out benchmarks/results/NAME]
 
 Every arm is a process of its own a rank: the peak of its resident set (VmHWM) less what was resident before. Anonymous
 memory is what counts; pages of mapped checkpoints belong to the kernel's cache and are told apart at the end of an arm.
@@ -76,6 +76,7 @@ def build(overrides: list[str], together: bool) -> dict[str, float]:
     from fedhpc.models.zoo import build_model
     from fedhpc.process import keep_heap
 
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # as a sharded run sets it
     keep_heap(1 << 20)
     config, spec = config_of(overrides), DataSpec(1, (32, 32), vocab_size=278, max_tokens=16)
     build_model(config_of([]).model, spec, config.objective)  # libraries are imported
@@ -104,14 +105,11 @@ def export(folder: str, to: str, overrides: list[str]) -> dict[str, float]:
 
     from fedhpc.downstream.loading import load_run
     from fedhpc.export import export_run
-    from fedhpc.interfaces import DataSpec
-    from fedhpc.models.zoo import build_model
     from fedhpc.process import keep_heap
 
     keep_heap(1 << 20)
     torch.set_num_threads(1)
-    config = config_of([])
-    build_model(config.model, DataSpec(1, (32, 32), vocab_size=400, max_tokens=32), config.objective)
+    export_run(Path(folder).with_name("small"), Path(folder).with_name(f"small_{bool(to)}"))  # imports libraries
     peak = Peak()
     if to:
         export_run(Path(folder), Path(to))
@@ -122,7 +120,7 @@ def export(folder: str, to: str, overrides: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"ranks": 2, "width": 512, "depth": 8}.items():
+    for name, default in {"ranks": 2, "width": 768, "depth": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -140,6 +138,7 @@ def main() -> None:
             "report.plots=false",
         ]
         on_ranks(args.ranks, play, [*made, *small, f"mesh.shard={args.ranks}"], str(folder / "run"))
+        on_ranks(1, play, [*small, "mesh.shard=1", "sharding=null"], str(folder / "small"))
         result["export whole"] = on_ranks(1, export, str(folder / "run"), "", made)[0]
         result["export"] = on_ranks(1, export, str(folder / "run"), str(folder / "out"), made)[0]
         result["exported_mib"] = sum(p.stat().st_size for p in (folder / "out").rglob("*.safetensors")) / MIB

@@ -20,13 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 SMALLEST = 1 << 18  # bytes: smaller parameters stay where they are
-WINDOW = 1 << 26  # bytes of parameters that may be in memory together, but for what one operation needs
+WINDOW = 1 << 25  # bytes of parameters that may be in memory together, but for what one operation needs
 
 
 class Keeper(Protocol):
@@ -103,6 +105,8 @@ class Stowing(TorchDispatchMode):
         self._here: OrderedDict[int, _Entry] = OrderedDict()  # the longest unused first
         self._count = 0
         self._register = nn.Module.register_parameter
+        self._load_file = safetensors.torch.load_file
+        self._read: list[_Entry] = []  # of files, for as long as the model is built: others may hold views of them
 
     # ------------------------------------------------------------------------------------------------ while it is built
     def __enter__(self) -> Any:
@@ -115,13 +119,28 @@ class Stowing(TorchDispatchMode):
                     stowing._take(param)
 
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+        safetensors.torch.load_file = self._load_one_by_one
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         nn.Module.register_parameter = self._register  # type: ignore[method-assign]
+        safetensors.torch.load_file = self._load_file
+        for entry in self._read:
+            self._forget(entry)
         super().__exit__(*error)
 
-    def _take(self, param: nn.Parameter) -> None:
+    def _load_one_by_one(self, filename: Any, device: Any = "cpu", **options: Any) -> dict[str, Tensor]:
+        """timm's way to read weights: a whole file at once."""
+        if str(device) != "cpu":
+            return self._load_file(filename, device, **options)
+        tensors: dict[str, Tensor] = {}
+        with _disable_current_modes(), safe_open(filename, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                tensors[key] = file.get_tensor(key)
+                self._take(tensors[key])
+        return tensors
+
+    def _take(self, param: Tensor) -> None:
         """From now on its values may be put away."""
         known = param.device.type == "cpu" and param.untyped_storage()._cdata in self._entries
         if known or param.device.type != "cpu" or param.dtype != torch.float32 or param.nbytes < self._smallest:
@@ -133,7 +152,10 @@ class Stowing(TorchDispatchMode):
         entry = _Entry(self._count, storage)
         self._count += 1
         self._entries[storage._cdata] = self._here[entry.key] = entry
-        weakref.finalize(param, self._forget, entry)
+        if isinstance(param, nn.Parameter):
+            weakref.finalize(param, self._forget, entry)
+        else:
+            self._read.append(entry)
         self._make_room({entry.key})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -111,6 +111,8 @@ def peak_of(build_it: str, folder: str) -> float:
     def make() -> nn.Module:
         return nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(12)))
 
+    with Stowing(FileKeeper(Path(folder)), window=0):  # what libraries need for themselves, they take here
+        nn.Linear(1000, 300)
     before = now("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     if build_it == "whole":
