@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-SPLIT = 8  # steps a turn of an arm
+SPLIT = 4  # steps a turn of an arm
 
 
 def config_of(args: argparse.Namespace) -> Any:
