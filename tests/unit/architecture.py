@@ -30,7 +30,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "run_folder": frozenset({"config"}),
     "task": BELOW_FEDERATION | {"process", "runtime", "report", "run_folder", "federation"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
-    "export_card": frozenset({"config", "data", "downstream"}),
+    "export_card": frozenset({"config", "data", "downstream", "models"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
     "launching": frozenset({"config", "report", "run_folder", "environment", "exit_codes", "runtime", "comm", "task"}),
     "cli_shared": frozenset({"config", "data", "models"}),
