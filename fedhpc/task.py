@@ -7,11 +7,12 @@ import gc
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,20 +25,23 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
-from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, CentralisedConfig
-from fedhpc.config.schema import ClassifierConfig, RunConfig
+from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, POOLED
+from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.modalities import hold
 from fedhpc.data.noise import FILE as NOISY_LABELS
 from fedhpc.data.noise import noisy_labels, write_noise
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.partition import ClientRows
 from fedhpc.data.public import held_out_rows, public_batches
 from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients, usable_rows
+from fedhpc.data.tabular import num_columns
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
-from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
+from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer, summarise
 from fedhpc.federation.federation import SlotFederation
+from fedhpc.federation.modalities import fusion_columns
 from fedhpc.federation.rounds import Run, run_rounds, summary
 from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
 from fedhpc.models.zoo import build_model, build_networks
@@ -47,6 +51,8 @@ from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN, UNSEEN
 from fedhpc.run_folder import refuse_other_config, write_config
 from fedhpc.runtime import Runtime
+
+COMBINATION = "all rows, "  # begins the names of what is evaluated on the rows of all clients
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ class RunTask:
                     for c, metrics in zip(run.evaluated, per_client, strict=True)
                 ],
                 "summary": summary(run, per_client),
+                "combinations": combination_summary(run, sites, per_client),
                 "sha256": sha,
                 "sha256_of": "shared" if run.algorithm.shared else "clients",
                 "data": {
@@ -154,35 +161,65 @@ def build(
     algorithm: Algorithm = build_algorithm(config.algorithm)
     # --- who holds what
     dealt = client_rows(packed, config)
+    holdings = hold(packed, config, dealt) if isinstance(config.model, FusionConfig) else None
+    if holdings is not None:
+        dealt = holdings.clients
     sites = {c.id: c.site for c in dealt}
     modalities = frozenset(packed.modalities)
-    records = {
-        c.id: ClientRecord(c.id, c.site, Rows(*(torch.from_numpy(r) for r in (c.train, c.val, c.test))), modalities)
-        for c in dealt
-    }
-    evaluated = tuple(records)
+    records = {c.id: client_record(c, modalities) for c in dealt}
     unseen = unseen_clients(config, dealt)
+    combinations: Sequence[ClientId] = ()
+    if holdings is not None:
+        for c in records:
+            records[c] = replace(records[c], modalities=frozenset(holdings.of_client[c]))
+            sites[c] = f"{sites[c]} ({'+'.join(holdings.of_client[c])})"
+        combinations = tuple(c.id for c in holdings.evaluated)
+        records |= {c.id: client_record(c, frozenset(c.site.split("+"))) for c in holdings.evaluated}
+        sites |= {c.id: f"{COMBINATION}{c.site}" for c in holdings.evaluated}
+    evaluated = tuple(records)
     sites |= {c: f"{sites[c]}{UNSEEN}" for c in unseen}
-    trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen)
-    if config.algorithm.name == "centralised":
-        everything = torch.cat([records[c].rows.train for c in trainers]).sort().values
+    trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen and c not in combinations)
+    owners = {c: records[c] for c in trainers}
+    if isinstance(config.algorithm, POOLED):
+        held = frozenset(config.model.modalities) if isinstance(config.model, FusionConfig) else modalities
+        everything, val = (torch.cat([records[c].rows.of(s) for c in trainers]).sort().values for s in ("train", "val"))
         trainers = (len(records),)
         none = torch.empty(0, dtype=torch.int64)
-        records[trainers[0]] = ClientRecord(trainers[0], "all", Rows(everything, none, none), modalities)
+        rows = Rows(everything, val if holdings is not None else none, none)
+        records[trainers[0]] = ClientRecord(trainers[0], "all", rows, held)
     check_losses(algorithm, config.algorithm.name, [records[c] for c in trainers])
     keep_optimizer = config.fit.optimizer.keep_state
     if keep_optimizer is None:
         upstream = getattr(config.algorithm, "variant", "sound") == "upstream"
-        own = isinstance(config.algorithm, (CentralisedConfig, *OWN_MODELS))
+        own = isinstance(config.algorithm, (*POOLED, *OWN_MODELS))
         keep_optimizer = own and not upstream
-    stateful = algorithm.stateful or keep_optimizer or bool(config.aggregation.local_blocks)
+    local_blocks = [*config.aggregation.local_blocks, *(holdings.private if holdings is not None else ())]
+    stateful = algorithm.stateful or keep_optimizer or bool(local_blocks)
+    # --- the cluster
+    ledger = Ledger()
+    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
+    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
     # --- the model and its data
     spec = data_spec(packed, config)
+    if holdings is not None:
+        assert isinstance(config.model, FusionConfig)
+        widths = {m: num_columns(packed, config.model, m) for m in config.model.tabular}
+        spec = replace(spec, fusion=replace(holdings.spec, columns=widths))
     check_pixels(config, spec)
-    engines = build_engines(config, spec, runtime)
-    given: dict[str, torch.Tensor] = {}
+    engines = build_engines(config, spec, runtime, local_blocks)
     scorer: RetrievalScorer | ClassificationScorer
-    if isinstance(config.model, ClassifierConfig):
+    given: dict[str, torch.Tensor] = {}
+    if isinstance(config.model, FusionConfig):
+        of_modality = {
+            m: {c: r.rows.train for c, r in owners.items() if m in r.modalities} for m in config.model.modalities
+        }
+        columns, given = fusion_columns(packed, config, of_modality, sums, device)
+        label = f"label/{label_column(packed, config)}"
+        columns["label"] = label
+        _, patient = np.unique(packed.patients(), return_inverse=True)
+        target, patients = torch.from_numpy(packed.read(label)).long(), torch.from_numpy(patient)
+        scorer = ClassificationScorer(target, patients, config.evaluation.num_resamples)
+    elif isinstance(config.model, ClassifierConfig):
         label = f"label/{label_column(packed, config)}"
         columns = {"image": "image", "label": label}
         scorer = ClassificationScorer(torch.from_numpy(packed.read(label)).long())
@@ -199,10 +236,7 @@ def build(
         held_out = held_out_rows(packed, config, usable_rows(packed, config))
         public = public_batches(packed, config, spec, held_out, device)
     slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
-    # --- the cluster
-    ledger = Ledger()
-    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
-    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
+    # --- what algorithms see
     fed = SlotFederation(
         slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals, public
     )
@@ -222,7 +256,7 @@ def build(
         reporter,
         scorer.names,
         evaluated,
-        unseen,
+        unseen | frozenset(combinations),
         {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
         runtime.must_stop,
         locate,
@@ -230,7 +264,9 @@ def build(
     return run, sites, reporter.close
 
 
-def build_engines(config: RunConfig, spec: DataSpec, runtime: Runtime) -> list[ClientEngine]:
+def build_engines(
+    config: RunConfig, spec: DataSpec, runtime: Runtime, local_blocks: Sequence[str]
+) -> list[ClientEngine]:
     """One for all clients, or one for each of model.networks, which starts from weights of its own; on this rank's
     device, or on those of all ranks of its slot."""
     loss, model = build_loss(config), config.model
@@ -249,8 +285,7 @@ def build_engines(config: RunConfig, spec: DataSpec, runtime: Runtime) -> list[C
         return [ZeroEngine(module, loss, config.fit, config.sharding, runtime.device, runtime.mesh)]
     several = model.networks if isinstance(model, ClassifierConfig) else None
     items = [()] if several is None else [(item,) for item in range(len(several))]
-    local = config.aggregation.local_blocks
-    return [Engine(module(*item), loss, config.fit, runtime.device, local) for item in items]
+    return [Engine(module(*item), loss, config.fit, runtime.device, local_blocks) for item in items]
 
 
 def trained_labels(
@@ -264,6 +299,26 @@ def trained_labels(
     if run_dir is not None:
         write_noise(run_dir / NOISY_LABELS, labels, noisy, classes, dealt)
     return torch.from_numpy(noisy)
+
+
+def combination_summary(
+    run: Run, sites: Mapping[ClientId, str], per_client: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Of a classifier over several modalities: each combination's metrics on the held-out rows of all clients, and
+    their mean, worst and best. Empty for other models."""
+    if not isinstance(run.config.model, FusionConfig):
+        return {}
+    rows = {
+        sites[c].removeprefix(COMBINATION): metrics
+        for c, metrics in zip(run.evaluated, per_client, strict=True)
+        if sites[c].startswith(COMBINATION)
+    }
+    return {"of": rows, "summary": summarise(list(rows.values()), run.metric_names)}
+
+
+def client_record(client: ClientRows, modalities: frozenset[str]) -> ClientRecord:
+    rows = Rows(*(torch.from_numpy(r) for r in (client.train, client.val, client.test)))
+    return ClientRecord(client.id, client.site, rows, modalities)
 
 
 def check_pixels(config: RunConfig, spec: DataSpec) -> None:

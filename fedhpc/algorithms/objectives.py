@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedhpc.algorithms.local_alignment import local_contrastive_loss, local_similarity
 from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, SiglipConfig
-from fedhpc.config.schema import DualEncoderConfig, RunConfig
+from fedhpc.config.schema import DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.interfaces import Batch, Loss
 
 IGNORED_LABEL = -1  # a row without this label
@@ -104,6 +104,12 @@ def cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
     return cross_entropy_loss(out["logits"], batch["label"])
 
 
+def fused_cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Mean over the classifiers that train with a batch (one, unless data are pooled) of their `cross_entropy_loss`."""
+    losses = [cross_entropy_loss(logits, batch["label"]) for name, logits in out.items() if name.startswith("head/")]
+    return torch.stack(losses).mean()
+
+
 def build_loss(config: RunConfig) -> Loss:
     """What a client minimises when its algorithm names nothing else."""
     objective = config.objective
@@ -113,4 +119,6 @@ def build_loss(config: RunConfig) -> Loss:
         return sigmoid_alignment
     if isinstance(objective, GloriaConfig):
         return partial(word_region_alignment, **objective.model_dump(exclude={"name"}))
+    if isinstance(config.model, FusionConfig):
+        return fused_cross_entropy
     return image_text_alignment if isinstance(config.model, DualEncoderConfig) else cross_entropy

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 from fedhpc.config.fields import closest
 from fedhpc.config.objectives import SiglipConfig
-from fedhpc.config.schema import ClassifierConfig, EncoderConfig, Model, RunConfig
+from fedhpc.config.schema import ClassifierConfig, EncoderConfig, FusionConfig, Model, RunConfig
 
 # Words that aggregation.local_blocks may use in place of patterns.
 NORM_WORDS = ("batch_norm", "norm")
@@ -28,6 +28,8 @@ def block_prefixes(model: Model) -> dict[str, tuple[str, ...]]:
     """Name of each block -> how the names of its tensors begin."""
     if isinstance(model, ClassifierConfig):
         return {"encoder/image": ("encoder.", "embed."), "head/image": ("head.",)}
+    if isinstance(model, FusionConfig):  # heads and probes of it depend on who holds what
+        return {f"encoder/{m}": (f"encoders.{m}.",) for m in model.modalities}
     prefixes: dict[str, tuple[str, ...]] = {}
     for modality in ("image", "text"):
         prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
@@ -42,6 +44,8 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Those of `block_prefixes` that have anything to train, and so to exchange."""
     model, objective = config.model, config.objective
     blocks = block_prefixes(model)
+    if isinstance(model, FusionConfig):
+        return blocks
     if isinstance(model, ClassifierConfig):
         if all(encoder.freeze for encoder in model.encoders) and model.embed_dim is None:
             blocks.pop("encoder/image")
@@ -57,6 +61,8 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
 
 def unmatched_local_blocks(config: RunConfig) -> Iterator[str]:
     """A line for each entry of `aggregation.local_blocks` that cannot match anything, whatever the encoders are."""
+    if isinstance(config.model, FusionConfig):
+        return
     blocks, model = trained_blocks(config), config.model
     names = [encoder.name for encoder in model.encoders] if isinstance(model, ClassifierConfig) else []
     for pattern in config.aggregation.local_blocks:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, RunConfig
+from fedhpc.config.schema import ClassifierConfig, ColumnPartition, GroupsPartition, RunConfig
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part
 
@@ -17,7 +17,7 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
     algorithm, model, name = config.algorithm, config.model, config.algorithm.name
     networks = model.networks if isinstance(model, ClassifierConfig) else None
     if config.noise is not None and not isinstance(model, ClassifierConfig):
-        yield f"noise makes labels wrong, and model.kind = {model.kind} learns none; remove noise"
+        yield f"noise is for model.kind: classifier, and model.kind = {model.kind}; remove noise"
     if networks is not None and not isinstance(algorithm, DIFFERENT_NETWORKS):
         yield (
             f"model.networks with algorithm.name = {name}, which needs one network for all; set model.image, "
@@ -48,7 +48,7 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
 def _too_few(config: RunConfig) -> Iterator[str]:
     """A sum over two clients shows each what the other put in."""
     partition, cohort, name = config.partition, config.cohort, config.algorithm.name
-    clients = None if isinstance(partition, ColumnPartition) else partition.num_clients
+    clients = None if isinstance(partition, ColumnPartition | GroupsPartition) else partition.num_clients
     why = f"algorithm.name = {name} sums over clients, and of a sum over two each knows the other's part"
     if clients is not None and clients < FEWEST:
         yield f"partition.num_clients = {clients}: {why}; set {FEWEST} or more"

@@ -12,8 +12,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.encoder import EncoderConfig as EncoderConfig
+from fedhpc.config.fusion import FusionConfig as FusionConfig
+from fedhpc.config.fusion import ModalitiesConfig
 from fedhpc.config.noise import Noise
 from fedhpc.config.objectives import ObjectiveConfig
+from fedhpc.config.partition import ColumnPartition as ColumnPartition
+from fedhpc.config.partition import DirichletPartition as DirichletPartition
+from fedhpc.config.partition import GroupsPartition as GroupsPartition
+from fedhpc.config.partition import IidPartition as IidPartition
+from fedhpc.config.partition import Partition
+from fedhpc.config.partition import QuantityPartition as QuantityPartition
 from fedhpc.config.section import Section
 
 Split = Literal["train", "val", "test"]
@@ -38,6 +47,8 @@ class PhantomConfig(Section):
     """Entries of the WordPiece tokenizer that is trained on the sentences."""
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
+    lab_values: int = Field(0, ge=0)
+    """Columns of a tabular modality ``labs``: noisy numbers that depend on the findings. 0: no such modality."""
 
     @model_validator(mode="after")
     def _sites_suffice(self) -> PhantomConfig:
@@ -57,7 +68,10 @@ class DataConfig(Section):
     phantom: PhantomConfig | None = None
     """Generate the phantom set instead: once, into ``data/``, or at `path` where that is given."""
     label: str | None = None
-    """Label column that a classifier learns. Required by `model.kind: classifier`."""
+    """Label column that a classifier learns. Required by `model.kind: classifier` and `fusion`."""
+    corrupt_text: float = Field(0.0, ge=0, le=1)
+    """Share of the words of every row that are replaced by random ones, the same in every round: a noisy modality, on
+    purpose. `model.kind: fusion` only."""
     max_tokens: int | None = Field(None, ge=2)
     """Cut token sequences to this length; the length in the file when not set."""
     image_mean: tuple[float, ...] = (0.5,)
@@ -76,72 +90,6 @@ class DataConfig(Section):
         if self.path is None and self.phantom is None:
             raise ValueError("nothing to read: set data.path to a packed file, or data.phantom: {} for generated data")
         return self
-
-
-class IidPartition(Section):
-    """Patients are dealt to clients at random in equal numbers."""
-
-    kind: Literal["iid"] = "iid"
-    num_clients: int = Field(ge=1)
-    min_examples: int = Field(1, ge=1)
-    """Refuse a client with fewer training rows."""
-
-
-class DirichletPartition(Section):
-    """Each class of `label` is dealt in proportions drawn from Dirichlet(alpha): small alpha, strong skew."""
-
-    kind: Literal["dirichlet"]
-    num_clients: int = Field(ge=1)
-    label: str
-    """Label column of the file."""
-    alpha: float = Field(gt=0)
-    min_examples: int = Field(1, ge=1)
-    """Redraw (200 times at most) until every client has this many training rows."""
-    min_test_examples: int = Field(0, ge=0)
-    """And this many test rows: a recall over few items says little."""
-
-
-class ColumnPartition(Section):
-    """One client for each value of a column: natural hospitals with ``column: site``."""
-
-    kind: Literal["column"]
-    column: str = "site"
-    """``site`` or a label column."""
-    leave_out: list[str] = Field(default_factory=list)
-    """Sites that take no part in training and are evaluated as unseen ones."""
-    min_examples: int = Field(1, ge=1)
-    """Refuse a client with fewer training rows."""
-
-
-class QuantityPartition(Section):
-    """Client sizes drawn from Dirichlet(alpha), labels mixed alike: quantity skew."""
-
-    kind: Literal["quantity"]
-    num_clients: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    min_examples: int = Field(1, ge=1)
-    """Redraw (200 times at most) until every client has this many training rows."""
-    min_test_examples: int = Field(0, ge=0)
-    """And this many test rows: a recall over few items says little."""
-
-
-Partition = Annotated[
-    IidPartition | DirichletPartition | ColumnPartition | QuantityPartition, Field(discriminator="kind")
-]
-
-
-class EncoderConfig(Section):
-    """An encoder from timm (image) or transformers (text)."""
-
-    name: str
-    """timm model name (image: or ``clip_vision_model``, ``siglip_vision_model``, ``blip_2_vision_model``), transformers
-    model type (text: ``bert``), or what `pretrained` points to."""
-    pretrained: str | None = None
-    """Local folder or hub id whose weights are loaded; random weights when not set."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to ``timm.create_model`` or to the transformers config (``hidden_size: 64``)."""
-    freeze: bool = False
-    """Keep the weights as they are. A frozen parameter crosses no wire."""
 
 
 class DualEncoderConfig(Section):
@@ -238,7 +186,7 @@ class PublicConfig(Section):
         return self
 
 
-Model = Annotated[DualEncoderConfig | ClassifierConfig, Field(discriminator="kind")]
+Model = Annotated[DualEncoderConfig | ClassifierConfig | FusionConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -330,6 +278,8 @@ class EvaluationConfig(Section):
     """Split of the last evaluation, the one in the final table."""
     batch_size: int = Field(64, ge=2)
     """Also the candidate pool of in-batch retrieval."""
+    num_resamples: int = Field(0, ge=0)
+    """Fusion: 95 % intervals from this many bootstrap resamples of patients, by client and combination. 0: none."""
     match: list[str] | None = None
     """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
 
@@ -399,8 +349,9 @@ class RunConfig(Section):
     """Pictures that all clients hold, for algorithms that compare models on them (docs/mdhfl.md). Under other
     algorithms rows may be held out all the same, so that arms of a comparison train on the same ones."""
     model: Model
+    modalities: ModalitiesConfig = Field(default_factory=ModalitiesConfig)
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
-    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier."""
+    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier or fusion."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)

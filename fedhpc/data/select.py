@@ -6,19 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, RunConfig
+from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.partition import ClientRows, partition_file
+from fedhpc.data.presence import present_rows
 from fedhpc.data.public import held_out_rows
 from fedhpc.interfaces import ClientId, DataSpec
 
 
 def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
-    """Rows that have all that the model needs: int64, sorted.
+    """Rows that have all that the model needs (fusion: a label and one modality at least): int64, sorted.
 
     Raises:
         ValueError: the file lacks a modality or the label column, or no row has everything.
     """
+    if isinstance(config.model, FusionConfig):
+        model = config.model
+        some = np.any([present_rows(packed, model, m) for m in model.modalities], axis=0)
+        usable = some & (packed.read(f"label/{label_column(packed, config)}") >= 0)
+        if not usable.any():
+            raise ValueError(f"no row of {config.data.path} has a label and {' or '.join(model.modalities)}")
+        return np.flatnonzero(usable)
     usable = np.ones(packed.num_rows, dtype=bool)
     needs = ["image", "text"] if isinstance(config.model, DualEncoderConfig) else ["image"]
     for modality in needs:

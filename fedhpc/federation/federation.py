@@ -56,8 +56,8 @@ class SlotFederation:
         examples = {c: len(slot.records[c].rows.train) for c in trainers}
         self._training = Placement(examples, num_slots, stateful)
         everyone = {c: len(record.rows.test) + len(record.rows.val) for c, record in slot.records.items()}
-        # Clients with state are evaluated where it is.
-        self._evaluating = self._training if stateful and set(everyone) == set(trainers) else None
+        # Clients with state are evaluated where it is, others anywhere.
+        self._at_home = frozenset(trainers) if stateful else frozenset()
         self._evaluation_places = Placement(everyone, num_slots, stateful=True)
         self._max_terms = cohort_size(cohort, len(trainers))
         self._here: list[ClientId] = []
@@ -141,9 +141,10 @@ class SlotFederation:
 
         Every rank calls this. `names` are the metrics that fn returns.
         """
-        places = (self._evaluating or self._evaluation_places).place(clients)
+        at_home = self._training.place([c for c in clients if c in self._at_home])
+        elsewhere = self._evaluation_places.place([c for c in clients if c not in self._at_home])
         rows = {}
-        for client_id in places[self.collectives.mesh.slot]:
+        for client_id in sorted(at_home[self.collectives.mesh.slot] + elsewhere[self.collectives.mesh.slot]):
             client = self.slot.turn(client_id)
             metrics = fn(client)
             rows[list(clients).index(client_id)] = torch.tensor([metrics[n] for n in names], dtype=torch.float64)

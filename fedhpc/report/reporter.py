@@ -141,6 +141,10 @@ def final_table(results: Mapping[str, Any], shown: Mapping[str, str]) -> Table:
     table.add_section()
     for kind in ("mean", "worst"):
         table.add_row(kind, "", "", *(_number(results["summary"][m][kind]) for m in shown))
+    if over := results.get("combinations", {}).get("summary"):
+        for kind in ("mean", "worst"):
+            scores = [_number(over[m][kind]) for m in shown]
+            table.add_row(f"{kind} over combinations", "", "", *scores)
     return table
 
 

@@ -178,4 +178,4 @@ def test_every_field_can_be_described_and_found() -> None:
     assert ("num_sites", "data.phantom") in set(keys_everywhere(RunConfig))
     assert keys["server_optimizer"] == "algorithm (name: fedopt)"
     assert describe(OptimizerConfig.model_fields["momentum"]) == "a number >= 0 and < 1"
-    assert set(variants(RunConfig.model_fields["model"])) == {"dual_encoder", "classifier"}
+    assert set(variants(RunConfig.model_fields["model"])) == {"dual_encoder", "classifier", "fusion"}
