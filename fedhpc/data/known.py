@@ -22,6 +22,7 @@ from fedhpc.config.schema import (
     DualEncoderConfig,
     FusionConfig,
     GroupsPartition,
+    JointConfig,
     RunConfig,
 )
 from fedhpc.data.hdf5 import SPLITS, PackedFile
@@ -82,6 +83,8 @@ def _problems(config: RunConfig, packed: PackedFile) -> Iterator[str]:
         yield from _modalities(config.model, packed)
         return
     needs = ["image"] if isinstance(config.model, ClassifierConfig) else ["image", "text"]
+    if isinstance(config.model, JointConfig):
+        needs = list(config.model.modalities)
     lacking = [modality for modality in needs if modality not in packed.modalities]
     for modality in lacking:
         yield (
@@ -147,7 +150,7 @@ def _usable(config: RunConfig, packed: PackedFile, needs: Sequence[str]) -> Arra
     usable = np.ones(packed.num_rows, dtype=bool)
     for modality in needs:
         usable &= packed.read(f"present/{modality}").astype(bool)
-    if isinstance(config.model, ClassifierConfig) and config.data.label is not None:
+    if isinstance(config.model, ClassifierConfig | JointConfig) and config.data.label is not None:
         usable &= packed.read(f"label/{config.data.label}") >= 0
     return usable
 
