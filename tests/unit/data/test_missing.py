@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def clients(*sizes: int) -> list[ClientRows]:
     held = np.arange(edges[-1], edges[-1] + 5)
     return [
         ClientRows(k, f"site-{k}", np.arange(a, b), held if k == 0 else NONE, NONE)
-        for k, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+        for k, (a, b) in enumerate(itertools.pairwise(edges))
     ]
 
 
