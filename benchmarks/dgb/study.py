@@ -72,7 +72,9 @@ def play(config: Path, folder: Path, seed: int, rate: float, overrides: list[str
     cpu, start = time.process_time(), time.perf_counter()
     try:
         results = RunTask(resolved, folder)()
-    except FloatingPointError as error:  # a rate that diverges is a result of tuning
+    except (FloatingPointError, ValueError) as error:  # a rate that diverges is a result of tuning
+        if isinstance(error, ValueError) and "does not fit into the exact sum" not in str(error):
+            raise
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps({"diverged": str(error)}))
         print(folder, "diverged", flush=True)

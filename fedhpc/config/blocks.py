@@ -20,7 +20,7 @@ def encoders(model: Model) -> dict[str, EncoderConfig]:
     if isinstance(model, JointConfig):
         return {name: getattr(model, name) for name in model.modalities}
     if not isinstance(model, ClassifierConfig):
-        return {"image": model.image, "text": model.text}
+        return {key: one for key, one in (("image", model.image), ("text", model.text)) if one is not None}
     if model.image is not None:
         return {"image": model.image}
     return {f"networks[{item}]": encoder for item, encoder in enumerate(model.encoders)}

@@ -24,7 +24,7 @@ from fedhpc.config.partition import ColumnPartition as ColumnPartition
 from fedhpc.config.partition import DirichletPartition as DirichletPartition
 from fedhpc.config.partition import GroupsPartition as GroupsPartition
 from fedhpc.config.partition import IidPartition as IidPartition
-from fedhpc.config.partition import Partition
+from fedhpc.config.partition import Partition as Partition
 from fedhpc.config.partition import QuantityPartition as QuantityPartition
 from fedhpc.config.section import Section
 

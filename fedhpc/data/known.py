@@ -63,8 +63,7 @@ def not_checked(config: RunConfig) -> list[str]:
     elif not isinstance(config.partition, ColumnPartition):
         found.append(f"whether partition.kind = {config.partition.kind} finds rows for every client")
     for key in ("options", "pretrained"):
-        named = encoders(config.model).items()
-        found += [f"model.{name}.{key}" for name, encoder in named if getattr(encoder, key, None)]
+        found += [f"model.{name}.{key}" for name, encoder in encoders(config.model).items() if getattr(encoder, key)]
     if patterns := open_local_blocks(config):
         found.append(f"whether aggregation.local_blocks {', '.join(patterns)} match a tensor")
     return found

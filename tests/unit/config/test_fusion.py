@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fedhpc.config.blocks import encoders
 from tests.unit.config.conftest import Load, Problems
 
 FUSION = (
@@ -58,3 +59,9 @@ def test_blending_needs_modalities(problems: Problems) -> None:
 def test_fusion_keys_are_idle_elsewhere(problems: Problems) -> None:
     found = problems("modalities={preset: tri_modal}", "data.corrupt_text=0.5")
     assert len(found) == 2 and all("has no effect" in line for line in found)
+
+
+def test_only_the_encoders_that_are_set(load: Load) -> None:
+    """The others are None, and have no name to look up."""
+    assert encoders(load(*FUSION).model) == {}
+    assert list(encoders(load(*FUSION, "model.text={name: bert}").model)) == ["text"]
