@@ -33,9 +33,9 @@ from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, POOLED
 from fedhpc.config.schema import ClassifierConfig, FusionConfig, JointConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.modalities import hold
 from fedhpc.data.missing import FILE as MISSING
 from fedhpc.data.missing import draw_lost, without_lost, write_missing
+from fedhpc.data.modalities import hold
 from fedhpc.data.noise import FILE as NOISY_LABELS
 from fedhpc.data.noise import noisy_labels, write_noise
 from fedhpc.data.packers.phantom import ensure_phantom
@@ -269,7 +269,8 @@ def build(
     # --- what people see
     reporter: RunReporter | SilentReporter = SilentReporter()
     if runtime.is_first:
-        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], SHOWN[config.model.kind])
+        shown = {metric: heading for metric, heading in SHOWN[config.model.kind].items() if metric in scorer.names}
+        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], shown)
 
     def locate(where: str) -> None:
         runtime.where[0] = where

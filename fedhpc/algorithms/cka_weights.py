@@ -63,7 +63,7 @@ def check_public(config: FedMvpConfig, sizes: Sequence[int]) -> None:
     """Raises ValueError for a public set on which nothing can be compared."""
     if sum(sizes) < FEWEST:
         raise ValueError(
-            f"the public set has {sum(sizes)} rows, and of fewer than {FEWEST} no likeness between clients can be told; "
+            f"the public set has {sum(sizes)} rows, and of fewer than {FEWEST} nothing can be told of clients; "
             "set public.size: 512, or another public.path"
         )
     if config.cka == "unbiased_minibatch" and min(sizes) < FEWEST:

@@ -72,7 +72,7 @@ def encode(model: JointModel, batch: Batch, config: RunConfig) -> dict[str, Tens
 
 
 def with_features(model: JointModel, batch: Batch, config: RunConfig) -> Batch:
-    """A batch with features in place of what they were made from, and with pixels where the joint encoder reads them."""
+    """A batch with features in place of what they were made from, with pixels where the joint encoder reads them."""
     keeps_pixels = model.has_joint and model.config.pictures == "patches"
     kept = {name: x for name, x in batch.items() if name != "tokens" and (name != "image" or keeps_pixels)}
     return {**kept, **encode(model, batch, config)}

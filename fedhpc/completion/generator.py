@@ -17,9 +17,7 @@ class TokenGenerator(nn.Module):
         hidden, code = config.hidden, config.noise
         self.code = code
         self.encoder = nn.Sequential(nn.Linear(condition + width, hidden), nn.ReLU(), nn.Linear(hidden, 2 * code))
-        self.trunk = nn.Sequential(
-            nn.Linear(condition + code, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
-        )
+        self.trunk = nn.Sequential(nn.Linear(condition + code, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.position = nn.Parameter(torch.randn(tokens, hidden) * 0.02)
         self.out = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width))
 

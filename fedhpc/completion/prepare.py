@@ -16,17 +16,19 @@ from torch import Tensor
 from fedhpc.client.client import derived_seed
 from fedhpc.completion.features import (
     COLUMN_OF,
+    PART,
     FeatureFile,
     ensure_features,
     features_key,
+    features_of,
     sidecar_path,
 )
 from fedhpc.completion.generator import generate
-
+from fedhpc.completion.made import ensure_made, read_made
 from fedhpc.completion.neighbour import nearest
 from fedhpc.completion.parts import Part, Ranks, in_parts
 from fedhpc.completion.reader import BOTH, JointReader, Made
-from fedhpc.config.completion import GeneratorConfig, NeighbourConfig
+from fedhpc.config.completion import GeneratorConfig, NeighbourConfig, PretrainedConfig
 from fedhpc.config.joint import JointConfig
 from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import PackedFile
@@ -78,6 +80,7 @@ def prepare(
     lost: Mapping[str, Array],
     device: torch.device,
     ranks: Ranks,
+    generates: bool = False,
 ) -> Prepared:
     """Every rank calls this.
 
@@ -97,7 +100,7 @@ def prepare(
         built = build_joint(config, spec)
         features = ensure_features(built, packed, config, device, ranks)
         if config.completion is not None:
-            made = complete(config, packed, built, features, dealt, has, device, ranks)
+            made = complete(config, packed, built, features, dealt, has, device, ranks, generates)
     for name, one in made.items():
         has[name][one.rows] = True
     enough = np.any if model.missing == "zeros" else np.all
@@ -113,7 +116,11 @@ def prepare(
     given = {f"has_{name}": torch.from_numpy(has[name]) for name in has} if len(has) == 2 else {}
     columns |= {name: name for name in given}
     return Prepared(
-        clients, JointReader(packed, features, has, made), columns, given, {name: one.rows for name, one in made.items()}
+        clients,
+        JointReader(packed, features, has, made),
+        columns,
+        given,
+        {name: one.rows for name, one in made.items()},
     )
 
 
@@ -127,13 +134,17 @@ def complete(
     has: Mapping[str, Array],
     device: torch.device,
     ranks: Ranks,
+    generates: bool = False,
 ) -> dict[str, Made]:
-    """What stands in for each modality of the training rows that lack it. Every rank calls this."""
+    """What stands in for each modality of the training rows that lack it. Every rank calls this.
+
+    generates: run generative models where their sidecar is not there; else it is a ValueError that says how.
+    """
     method = config.completion
     assert method is not None
     told = {"method": method.model_dump(mode="json"), "seed": config.random_seed}
-    if not isinstance(method, NeighbourConfig | GeneratorConfig):
-        raise NotImplementedError
+    if isinstance(method, PretrainedConfig):
+        return _by_models(config, method, packed, model, dealt, has, device, ranks, generates)
     told["features"] = features_key(model, packed, config, device)
     path = sidecar_path(packed, config, "completed", rows_key(told, dealt, has))
 
@@ -151,6 +162,47 @@ def complete(
     for client in dealt:
         _tell(client, has)
     return read_made(path)
+
+
+def _by_models(
+    config: RunConfig,
+    method: PretrainedConfig,
+    packed: PackedFile,
+    model: JointModel,
+    dealt: Sequence[ClientRows],
+    has: Mapping[str, Array],
+    device: torch.device,
+    ranks: Ranks,
+    generates: bool,
+) -> dict[str, Made]:
+    """What generative models made, with its features: other frozen encoders need no new captions or pictures."""
+    told = {"method": method.model_dump(mode="json"), "seed": config.random_seed, "data": packed.checksum}
+    path = sidecar_path(packed, config, "completed", rows_key(told, dealt, has))
+    if not path.is_file() and not generates:
+        raise ValueError(
+            f"completion.method: pretrained, but {path} is not there; make it first with `fedhpc complete "
+            f"{packed.path} --config` and this config"
+        )
+    lack = {name: np.sort(np.concatenate([lacking(client, has, name) for client in dealt])) for name in BOTH}
+    ensure_made(path, config, method, packed, lack, device, ranks)
+    raw = read_made(path)
+    made = {}
+    for name, one in raw.items():
+        column = "image" if name == "image" else "tokens"
+        target = path.with_name(f"{path.stem}.{name}-features-{features_key(model, packed, config, device)}.h5")
+        starts = range(0, len(one.rows), PART)
+
+        def make(
+            number: int, starts: range = starts, values: Array = one.columns[column], column: str = column
+        ) -> Part:
+            part = values[starts[number] : starts[number] + PART]
+            return features_of(model, config, {column: part}, device)
+
+        in_parts(target, [f"{number:06d}" for number in range(len(starts))], make, ranks, {})
+        with h5py.File(target, "r", locking=False) as file:
+            columns = {key: file[key][()] for key in file}
+        made[name] = Made(one.rows, None, {**one.columns, **columns})
+    return made
 
 
 def rows_key(told: object, dealt: Sequence[ClientRows], has: Mapping[str, Array]) -> str:
@@ -208,19 +260,3 @@ def _tell(client: ClientRows, has: Mapping[str, Array]) -> None:
             "client %d (%s) has no training row with picture and text, so nothing completes its %d rows",
             client.id, client.site, len(client.train),
         )  # fmt: skip
-
-
-def read_made(path: object) -> dict[str, Made]:
-    """Of a sidecar: all in memory, rows sorted."""
-    found = {}
-    with h5py.File(path, "r", locking=False) as file:
-        for name in BOTH:
-            if name not in file:
-                continue
-            group = file[name]
-            order = np.argsort(group["row"][()])
-            donor = group["donor"][()][order] if "donor" in group else None
-            skipped = ("row", "donor", "text", "score", "candidate")
-            columns = {key: group[key][()][order] for key in group if key not in skipped}
-            found[name] = Made(group["row"][()][order], donor, columns)
-    return found

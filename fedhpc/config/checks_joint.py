@@ -109,7 +109,7 @@ def _public(config: RunConfig) -> Iterator[str]:
     size = public.batch_size or config.fit.batch_size
     if algorithm.cka == "unbiased_minibatch" and size < FEWEST:
         key = "public.batch_size" if public.batch_size else "fit.batch_size"
-        yield f"{key} = {size} but algorithm.cka = unbiased_minibatch needs {FEWEST} rows a batch; set public.batch_size"
+        yield f"{key} = {size} but algorithm.cka = unbiased_minibatch needs {FEWEST} rows; set public.batch_size"
 
 
 def idle_in_joint(config: RunConfig, add: Add) -> None:

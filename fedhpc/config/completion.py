@@ -21,8 +21,8 @@ class NeighbourConfig(Section):
 
 class GeneratorConfig(Section):
     """Each client trains a small conditional generator on its own pairs, from one frozen encoder's global feature to
-    the other's tokens, and completes its rows with it. Needs no weights; works on features, so `model.pictures: tokens`.
-    """
+    the other's tokens, and completes its rows with it. Needs no weights. It makes features, no pixels: model.pictures:
+    tokens."""
 
     method: Literal["generator"]
     hidden: int = Field(256, ge=1)
@@ -96,7 +96,7 @@ class PretrainedConfig(Section):
             raise ValueError("nothing to complete with: set completion.image_to_text, completion.text_to_image or both")
         if self.candidates > 1 and self.clip is None:
             raise ValueError(
-                f"candidates: {self.candidates}, but no model ranks them; set completion.clip to a CLIP folder or hub id"
+                f"candidates: {self.candidates}, but nothing ranks them; set completion.clip, a CLIP folder or hub id"
             )
         for prompt in self.prompts:
             used = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}

@@ -89,8 +89,8 @@ class MvpConfig(Section):
     temperature: float = Field(0.1, gt=0)
     """MCM's similarities are divided by it."""
     ram_form: Literal["batch", "per_sample"] = "batch"
-    """batch, as released: all rows are pulled where a single modality's mean cross entropy is below the joint one's, and
-    both ends move. per_sample: row by row, and only the joint representation moves."""
+    """batch, as released: all rows are pulled where a single modality's mean cross entropy is below the joint one's,
+    and both ends move. per_sample: row by row, and only the joint representation moves."""
     normalise: bool = True
     """Bring the joint representation to length 1 before MCM; the released code does not."""
 

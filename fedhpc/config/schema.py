@@ -361,7 +361,8 @@ class RunConfig(Section):
     model: Model
     modalities: ModalitiesConfig = Field(default_factory=ModalitiesConfig)
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
-    """What clients minimise. Default: clip for a dual encoder, fedmvp under algorithm.name: fedmvp, else cross_entropy."""
+    """What clients minimise. Default: clip for a dual encoder, fedmvp under algorithm.name: fedmvp, else
+    cross_entropy."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)

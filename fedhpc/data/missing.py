@@ -100,9 +100,7 @@ def needed(config: RunConfig) -> tuple[str, ...]:
     raise AssertionError(model)
 
 
-def without_lost(
-    config: RunConfig, clients: Sequence[ClientRows], lost: Mapping[str, Array]
-) -> list[ClientRows]:
+def without_lost(config: RunConfig, clients: Sequence[ClientRows], lost: Mapping[str, Array]) -> list[ClientRows]:
     """The clients without training rows that lost something that the model needs.
 
     Raises:

@@ -65,8 +65,8 @@ def public_batches(
         rows = held_out if path is None else _with_all(file, reads)
         if public.size is not None and len(rows) < public.size:
             raise ValueError(
-                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with {' and '.join(reads)}; lower it, or "
-                "remove it for all of them"
+                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with {' and '.join(reads)}; lower it, "
+                "or remove it for all of them"
             )
         order = np.random.default_rng([config.random_seed, _PURPOSE, 1]).permutation(rows)[: public.size]
         size = public.batch_size or config.fit.batch_size
@@ -88,8 +88,8 @@ def _with_all(file: PackedFile, modalities: Sequence[str]) -> np.ndarray:
     """Rows of a file that have all of these: int64, sorted."""
     if lacking := [name for name in modalities if name not in file.modalities]:
         raise ValueError(
-            f"public: {file.path} has no {lacking[0]}, which the model reads; pack it with one, or leave public.path out "
-            "and set public.size"
+            f"public: {file.path} has no {lacking[0]}, which the model reads; pack it with one, or leave "
+            "public.path out and set public.size"
         )
     return np.flatnonzero(np.all([file.read(f"present/{name}") for name in modalities], axis=0))
 

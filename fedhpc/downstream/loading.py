@@ -79,8 +79,8 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         raise ValueError(f"{folder} has no checkpoint yet; let `fedhpc run` finish a round with --run-dir {folder}")
     if isinstance(config.model, FusionConfig | JointConfig):
         raise ValueError(
-            f"{folder} has model.kind: {config.model.kind}, whose classifiers are evaluated in the run itself (results.json); "
-            "`fedhpc evaluate` and `fedhpc export` take dual encoders and image classifiers"
+            f"{folder} has model.kind: {config.model.kind}, whose classifiers are evaluated in the run itself "
+            "(results.json); `fedhpc evaluate` and `fedhpc export` take dual encoders and image classifiers"
         )
     with _own_file(folder, config) as packed:
         spec = data_spec(packed, config)

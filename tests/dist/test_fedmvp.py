@@ -59,7 +59,9 @@ def test_missing_rows_are_written_down_and_never_seen(phantom: str, tmp_path: Pa
             file[f"{line['missing']}_tokens"][int(line["row"])] = 7.0
     assert run(CONFIG, 1, tmp_path / "again", *plain)["sha256"] == first["sha256"]
     dropped = run(CONFIG, 1, tmp_path / "drop", *plain, "model.missing=drop")
-    assert sum(c["train_rows"] for c in dropped["clients"]) == sum(c["train_rows"] for c in first["clients"]) - len(lines)
+    assert sum(c["train_rows"] for c in dropped["clients"]) == sum(c["train_rows"] for c in first["clients"]) - len(
+        lines
+    )
 
 
 def test_features_computed_anew_give_the_same_losses(phantom: str, tmp_path: Path) -> None:

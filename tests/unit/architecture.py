@@ -36,6 +36,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "launching": frozenset({"config", "report", "run_folder", "environment", "exit_codes", "runtime", "comm", "task"}),
     "cli_shared": frozenset({"config", "data", "models"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "cli_complete": frozenset({"cli_shared", "completion"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
     "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
@@ -52,7 +53,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         "downstream",
         "export",
     }
-    | {"cli_shared", "cli_launch", "cli_machine"},
+    | {"cli_shared", "cli_launch", "cli_machine", "cli_complete"},
     "__main__": frozenset({"cli"}),
 }
 
