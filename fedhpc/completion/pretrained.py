@@ -151,10 +151,17 @@ def as_packed(image: Image.Image, shape: tuple[int, int, int]) -> Array:
 
 
 def without_prompt(text: str, prompt: str) -> str:
-    """What a model put behind its prompt: some repeat it, in small letters."""
+    """What a model put behind its prompt: some repeat it, in small letters and with other blanks."""
     text = " ".join(text.split())
-    plain = " ".join(prompt.split())
-    return text[len(plain) :].strip() if text.lower().startswith(plain.lower()) else text
+    left = "".join(prompt.lower().split())
+    for place, sign in enumerate(text.lower()):
+        if not left:
+            return text[place:].strip()
+        if sign != " ":
+            if sign != left[0]:
+                return text
+            left = left[1:]
+    return text if left else ""
 
 
 def _loaded(key: str, where: str, load: Callable[[str], Any]) -> Any:

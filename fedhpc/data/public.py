@@ -65,8 +65,8 @@ def public_batches(
         rows = held_out if path is None else _with_all(file, reads)
         if public.size is not None and len(rows) < public.size:
             raise ValueError(
-                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with {' and '.join(reads)}; lower it, "
-                "or remove it for all of them"
+                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with {' and '.join(reads)}; lower "
+                "it, or remove it for all of them"
             )
         order = np.random.default_rng([config.random_seed, _PURPOSE, 1]).permutation(rows)[: public.size]
         size = public.batch_size or config.fit.batch_size

@@ -117,7 +117,7 @@ def save_diffusion(folder: Path) -> str:
         down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
-        vae=vae, unet=unet, scheduler=DDIMScheduler(), text_encoder=CLIPTextModel(CLIPTextConfig(**clip_text())),
+        vae=vae, unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), text_encoder=CLIPTextModel(CLIPTextConfig(**clip_text())),
         tokenizer=save_clip_tokenizer(folder / "letters"), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def test_captions_begin_with_the_coarse_prompt_and_go_on_with_answers(models: di
     [texts] = Captioner(config, "chest", CPU)(PICTURES, ["", "", ""], 1, 0)
     assert len(texts) == 3
     assert all(text.startswith("a photo of a chest") for text in texts)
-    assert all(set(text.replace(",", "").lower().split()) <= {w.lower() for w in WORDS} for text in texts)
+    assert all(set(text.replace(",", "").split()) <= set(WORDS) for text in texts), texts
     before = torch.random.get_rng_state()
     tries = Captioner(config, "chest", CPU)(PICTURES, ["", "", ""], 3, 0)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -182,7 +182,9 @@ def test_a_studio_keeps_the_best_candidate_and_goes_on_where_it_was(models: dict
                 np.testing.assert_array_equal(file[name][()], values, err_msg=name)
 
 
-def stop_after(config: RunConfig, method: PretrainedConfig, packed: PackedFile, lacking: Any, path: Path, parts: int) -> None:
+def stop_after(
+    config: RunConfig, method: PretrainedConfig, packed: PackedFile, lacking: Any, path: Path, parts: int
+) -> None:
     plain, done = Studio.make, [0]
 
     def make(self: Studio, name: str, rows: np.ndarray) -> Any:
@@ -224,7 +226,13 @@ def test_pictures_to_and_fro() -> None:
 
 @pytest.mark.parametrize(
     ("text", "prompt", "rest"),
-    [("A photo of  a cell with x", "a photo of a cell", "with x"), ("with x", "a photo", "with x"), ("", "a", "")],
+    [
+        ("A photo of  a cell with x", "a photo of a cell", "with x"),
+        ("with x", "a photo", "with x"),
+        ("", "a", ""),
+        ("what is it? an x", "What is it ?", "an x"),
+        ("a b", "a b", ""),
+    ],
 )
 def test_repeated_prompts_are_cut(text: str, prompt: str, rest: str) -> None:
     assert without_prompt(text, prompt) == rest
