@@ -37,7 +37,7 @@ def features_key(model: JointModel, packed: PackedFile, config: RunConfig, devic
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("image_encoder.", "text_encoder.")):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     assert isinstance(config.model, JointConfig)
     told = {
         "version": _VERSION,
