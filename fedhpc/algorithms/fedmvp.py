@@ -1,4 +1,4 @@
-"""FedMVP: Che, Wang, Zhou, Ma, "Leveraging Foundation Models for Multi-modal Federated Learning with Incomplete
+"""FedMVP: Che, Wang, Liu, Ma, "Leveraging Foundation Models for Multi-modal Federated Learning with Incomplete
 Modality", ECML-PKDD 2024, arXiv 2406.11048. ALGORITHMS.md D.
 
 A round:

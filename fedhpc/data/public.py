@@ -104,7 +104,7 @@ def _check(file: PackedFile, packed: PackedFile, config: RunConfig, spec: DataSp
     if "text" in reads and (file.tokenizer_json, file.max_tokens) != (packed.tokenizer_json, packed.max_tokens):
         raise ValueError(
             f"public: {file.path} has tokens of another tokenizer or length than the clients'; pack it with their "
-            "tokenizer and --max-tokens"
+            "tokenizer and --max-tokens, or set public.size alone to take training rows of the clients"
         )
     if "image" in reads and (file.image_shape is None or (file.image_shape[2], *file.image_shape[:2]) != (
         spec.image_channels, *spec.image_size,
