@@ -117,7 +117,8 @@ def save_diffusion(folder: Path) -> str:
         down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
-        vae=vae, unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), text_encoder=CLIPTextModel(CLIPTextConfig(**clip_text())),
+        vae=vae, unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**clip_text())),
         tokenizer=save_clip_tokenizer(folder / "letters"), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
