@@ -258,9 +258,9 @@ def build(
     if isinstance(config.algorithm, ON_PUBLIC_DATA):
         public = public_batches(packed, config, spec, public_rows(packed, config), device)
         if isinstance(config.model, JointConfig) and config.model.cache:
-            module = engines[0].module
-            assert isinstance(module, JointModel)
-            public = [with_features(module, batch, config) for batch in public]
+            engine = engines[0]
+            assert isinstance(engine, Engine) and isinstance(engine.module, JointModel), "config.checks refuses shards"
+            public = [with_features(engine.module, batch, config) for batch in public]
     slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
     # --- what algorithms see
     fed = SlotFederation(

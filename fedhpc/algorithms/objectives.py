@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedhpc.algorithms.local_alignment import local_contrastive_loss, local_similarity
 from fedhpc.algorithms.mvp_losses import mvp_loss
-from fedhpc.config.algorithms import FedMvpConfig
+from fedhpc.config.joint import FedMvpConfig
 from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, MvpConfig, SiglipConfig
 from fedhpc.config.schema import DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.interfaces import Batch, Loss

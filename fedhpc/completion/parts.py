@@ -74,7 +74,7 @@ def _do(path: Path, make: Callable[[int], Part], number: int) -> bool:
         return False
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as file:
-        np.savez(file, **make(number))
+        np.savez(file, **dict(make(number)))  # type: ignore[arg-type]
     temporary.replace(path)
     return True
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA, FedMvpConfig
+from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
+from fedhpc.config.joint import FedMvpConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, GroupsPartition, RunConfig
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part

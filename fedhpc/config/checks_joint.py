@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from fedhpc.config.algorithms import DIFFERENT_NETWORKS, FedDRAConfig, FedMvpConfig, LocalConfig, MoonConfig
+from fedhpc.config.algorithms import DIFFERENT_NETWORKS, FedDRAConfig, LocalConfig, MoonConfig
 from fedhpc.config.completion import GeneratorConfig, PretrainedConfig
-from fedhpc.config.joint import JointConfig
+from fedhpc.config.joint import FedMvpConfig, JointConfig
 from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
 
 if TYPE_CHECKING:

@@ -146,9 +146,10 @@ def _sizes(config: RunConfig, packed: PackedFile) -> Iterator[str]:
 
 def _usable(config: RunConfig, packed: PackedFile, needs: Sequence[str]) -> Array:
     """bool [rows]: what the model can use, as `data.select.usable_rows`."""
-    usable = np.ones(packed.num_rows, dtype=bool)
-    for modality in needs:
-        usable &= packed.read(f"present/{modality}").astype(bool)
+    present = [packed.read(f"present/{modality}").astype(bool) for modality in needs]
+    usable = np.asarray(np.all(present, axis=0))
+    if isinstance(config.model, JointConfig) and (config.model.missing == "zeros" or config.completion is not None):
+        usable |= np.any(present, axis=0) & (packed.read("split") == SPLITS.index("train"))
     if isinstance(config.model, ClassifierConfig | JointConfig) and config.data.label is not None:
         usable &= packed.read(f"label/{config.data.label}") >= 0
     return usable
