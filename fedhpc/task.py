@@ -50,7 +50,6 @@ from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.modalities import fusion_columns
 from fedhpc.federation.rounds import Run, run_rounds, summary
 from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
-from fedhpc.models.joint import JointModel
 from fedhpc.models.zoo import build_model, build_networks
 from fedhpc.process import Stop, settle
 from fedhpc.report.plots import draw
@@ -177,7 +176,8 @@ def build(
     check_pixels(config, spec)
     lost, whole, prepared = draw_lost(config, packed, dealt), dealt, None
     if isinstance(config.model, JointConfig):
-        ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: _wait(collectives, device))
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: collectives.all_sum(nothing))
         prepared = prepare(config, packed, spec, dealt, lost, device, ranks)
         dealt = prepared.clients
     elif lost:
@@ -257,10 +257,7 @@ def build(
     public: list[Batch] = []
     if isinstance(config.algorithm, ON_PUBLIC_DATA):
         public = public_batches(packed, config, spec, public_rows(packed, config), device)
-        if isinstance(config.model, JointConfig) and config.model.cache:
-            engine = engines[0]
-            assert isinstance(engine, Engine) and isinstance(engine.module, JointModel), "config.checks refuses shards"
-            public = [with_features(engine.module, batch, config) for batch in public]
+        public = with_features(engines[0], public, config)
     slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
     # --- what algorithms see
     fed = SlotFederation(
@@ -326,11 +323,6 @@ def trained_labels(
     if run_dir is not None:
         write_noise(run_dir / NOISY_LABELS, labels, noisy, classes, dealt)
     return torch.from_numpy(noisy)
-
-
-def _wait(collectives: Collectives, device: torch.device) -> None:
-    """Returns when all ranks have called it."""
-    collectives.all_sum(torch.zeros(1, dtype=torch.int64, device=device))
 
 
 def combination_summary(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.completion.parts import Part, Ranks, in_parts
 from fedhpc.config.joint import JointConfig
 from fedhpc.config.schema import RunConfig
@@ -71,11 +72,18 @@ def encode(model: JointModel, batch: Batch, config: RunConfig) -> dict[str, Tens
     return {name: x if x.dtype == torch.bool else x.float() for name, x in found.items()}
 
 
-def with_features(model: JointModel, batch: Batch, config: RunConfig) -> Batch:
-    """A batch with features in place of what they were made from, with pixels where the joint encoder reads them."""
-    keeps_pixels = model.has_joint and model.config.pictures == "patches"
-    kept = {name: x for name, x in batch.items() if name != "tokens" and (name != "image" or keeps_pixels)}
-    return {**kept, **encode(model, batch, config)}
+def with_features(engine: ClientEngine, batches: list[Batch], config: RunConfig) -> list[Batch]:
+    """Batches with features in place of what they were made from, with pixels where the joint encoder reads them; as
+    they are where nothing is cached."""
+    if not isinstance(config.model, JointConfig) or not config.model.cache:
+        return batches
+    assert isinstance(engine, Engine) and isinstance(engine.module, JointModel), "config.checks refuses shards"
+    model = engine.module
+    dropped = {"tokens"} if model.has_joint and config.model.pictures == "patches" else {"tokens", "image"}
+    return [
+        {**{name: x for name, x in batch.items() if name not in dropped}, **encode(model, batch, config)}
+        for batch in batches
+    ]
 
 
 def ensure_features(

@@ -24,7 +24,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    wait: Callable[[], None] = lambda: None
+    wait: Callable[[], object] = lambda: None
 
 
 def in_parts(

@@ -95,9 +95,10 @@ def needed(config: RunConfig) -> tuple[str, ...]:
         return BOTH
     if isinstance(model, ClassifierConfig):
         return ("image",)
-    if isinstance(model, FusionConfig | JointConfig):
-        return tuple(name for name in BOTH if name in model.modalities)
-    raise AssertionError(model)
+    if isinstance(model, FusionConfig):  # what it makes of pictures and texts counts too
+        pictures = model.image is not None or any(one.thumbnail is not None for one in model.tabular.values())
+        return (*(["image"] if pictures else []), *(["text"] if model.reads_text else []))
+    return model.modalities
 
 
 def without_lost(config: RunConfig, clients: Sequence[ClientRows], lost: Mapping[str, Array]) -> list[ClientRows]:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhpc.config.joint import MissingConfig
-from fedhpc.data.missing import lost_rows
+from fedhpc.data.missing import lost_rows, needed, without_lost
 from fedhpc.data.partition import ClientRows
+from tests.conftest import ROOT
 
 NONE = np.empty(0, np.int64)
 
@@ -82,3 +83,33 @@ def test_unknown_values_are_neither_hit_nor_spared() -> None:
     spared, unknown, hit = sorted([(rows < 300).mean() / 300, ((rows >= 300) & (rows < 600)).mean() / 300,
                                    (rows >= 600).mean() / 400])  # fmt: skip
     assert spared < unknown < hit
+
+
+def test_other_models_leave_out_what_they_read() -> None:
+    from fedhpc.config.load import load_config
+
+    smoke = ROOT / "configs" / "smoke"
+    lost = {"image": np.array([0, 3]), "text": np.array([5])}
+    dealt = clients(10)
+    for name, left in (("fedavg", 7), ("classifier", 8)):
+        kept = without_lost(load_config(smoke / f"{name}.yaml"), dealt, lost)
+        assert len(kept[0].train) == left
+        assert len(kept[0].val) == 5
+    fusion = load_config(smoke / "dgb_pcw.yaml")
+    words = [
+        "modalities.preset=natural",
+        "model.tabular={words: {words: true, widths: [4]}}",
+        "~model.image",
+        "~model.text",
+    ]
+    assert needed(fusion) == ("image", "text")
+    assert needed(load_config(smoke / "dgb_pcw.yaml", [*words, "algorithm={name: fedavg}"])) == ("text",)
+
+
+def test_a_client_that_lost_everything_is_named() -> None:
+    from fedhpc.config.load import load_config
+
+    config = load_config(ROOT / "configs" / "smoke" / "fedavg.yaml", ["missing={ratio: 1.0}"])
+    with pytest.raises(ValueError, match=r"client 0 \(site-0\) has no training row with image and text left at "
+                       r"missing.ratio: 1 \(of 4\)"):  # fmt: skip
+        without_lost(config, clients(4), {"image": np.arange(2), "text": np.arange(2, 4)})
