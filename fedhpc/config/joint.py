@@ -85,7 +85,7 @@ class MissingConfig(Section):
     ones is drawn."""
     label: str | None = None
     """rule: label only: the label column. Default: data.label."""
-    strength: float = Field(2.0, gt=0)
+    strength: float = Field(1.0, gt=0)
     """label and site only: a row of the value most hit is e^(2 strength) times as likely to be drawn next as one of the
     value least hit."""
 

@@ -117,7 +117,7 @@ def test_missing_rows_with_another_model(phantom: str, tmp_path: Path) -> None:
     """A dual encoder needs both: what lost something is left out."""
     plain, less = (
         run(SMOKE / "fedavg.yaml", 1, tmp_path / name, phantom, *FEW, *options)
-        for name, options in (("all", ()), ("half", ("missing={ratio: 0.5, rule: site}",)))
+        for name, options in (("all", ()), ("half", ("missing={ratio: 0.5, rule: site, strength: 0.5}",)))
     )
     rows = [sum(c["train_rows"] for c in r["clients"]) for r in (plain, less)]
     assert rows[1] == rows[0] - round(0.5 * rows[0])

@@ -30,7 +30,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     (folder / "vocab.txt").write_text("\n".join(WORDS))
     torch.manual_seed(0)
-    return {"blip": save_blip(folder), "clip": save_clip(folder), "diffusion": save_diffusion(folder)}
+    return {
+        "blip": save_blip(folder),
+        "blip2": save_blip2(folder),
+        "clip": save_clip(folder),
+        "diffusion": save_diffusion(folder),
+    }
 
 
 def save_blip(folder: Path) -> str:
@@ -56,6 +61,41 @@ def save_blip(folder: Path) -> str:
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder / "blip")
     return str(folder / "blip")
+
+
+def save_blip2(folder: Path) -> str:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *WORDS[5:]]
+    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "intermediate_size": 16, "image_size": 32, "patch_size": 16}
+    former = {**small, "intermediate_size": 16, "encoder_hidden_size": 16, "vocab_size": len(words), "pad_token_id": 0}
+    text = {
+        **small, "model_type": "opt", "vocab_size": len(words), "ffn_dim": 16, "word_embed_proj_dim": 16,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = Blip2Config(
+        vision_config=vision, qformer_config=former, text_config=text, num_query_tokens=4, image_token_index=4
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder / "blip2")
+    pictures = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(pictures, fast, num_query_tokens=4).save_pretrained(folder / "blip2")
+    return str(folder / "blip2")
 
 
 def clip_text(size: int = 16) -> dict[str, Any]:
@@ -127,8 +167,9 @@ def save_diffusion(folder: Path) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- models
-def test_captions_begin_with_the_coarse_prompt_and_go_on_with_answers(models: dict[str, str]) -> None:
-    config = CaptionerConfig(model=models["blip"], fine=["colour of it ?"], max_new_tokens=4)
+@pytest.mark.parametrize("kind", ["blip", "blip2"])
+def test_captions_begin_with_the_coarse_prompt_and_go_on_with_answers(kind: str, models: dict[str, str]) -> None:
+    config = CaptionerConfig(model=models[kind], fine=["colour of it ?"], max_new_tokens=4)
     [texts] = Captioner(config, "chest", CPU)(PICTURES, ["", "", ""], 1, 0)
     assert len(texts) == 3
     assert all(text.startswith("a photo of a chest") for text in texts)

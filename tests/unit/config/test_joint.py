@@ -32,7 +32,7 @@ CONFIG = ROOT / "configs" / "smoke" / "fedmvp.yaml"
         (["noise={kind: symmetric, rate: 0.1}"], "remove noise|noise is for"),
         (["missing.ratio=1.5"], "each is a share; set 0 to 1"),
         (["missing={ratio: [0.1, 0.2], rule: site}"], "set a single missing.ratio"),
-        (["missing.strength=1.0"], "missing.strength = 1.0: has no effect with missing.rule: random"),
+        (["missing.strength=2.0"], "missing.strength = 2.0: has no effect with missing.rule: random"),
         (["model.patch=8"], "model.patch = 8: has no effect with pictures: tokens"),
         (["mesh.shard=2"], "set mesh.shard: 1"),
         (["data.label=null"], "data.label is not set but model.kind is joint"),

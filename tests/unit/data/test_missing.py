@@ -69,7 +69,7 @@ def test_not_at_random_some_values_lose_more_but_as_many_in_all() -> None:
 
 def test_sites_differ_under_one_ratio() -> None:
     site = np.repeat([0, 1, 2, 0], [500, 500, 500, 5])
-    lost = lost_rows(MissingConfig(ratio=[0.3], rule="site"), clients(500, 500, 500), 0, site)
+    lost = lost_rows(MissingConfig(ratio=[0.3], rule="site", strength=2.0), clients(500, 500, 500), 0, site)
     rates = np.bincount(site[np.concatenate(list(lost.values()))], minlength=3) / 500
     assert rates.sum() == pytest.approx(0.9)
     assert np.ptp(rates) > 0.3
