@@ -16,6 +16,7 @@ from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.interfaces import Batch, DataSpec
 
 COLUMN_OF = {"image": "image", "text": "tokens"}
+WORD_OF = {"image": "picture", "text": "text"}
 _PURPOSE = 0x9B11C  # keeps these draws apart from others of the same random seed
 
 
@@ -65,8 +66,8 @@ def public_batches(
         rows = held_out if path is None else _with_all(file, reads)
         if public.size is not None and len(rows) < public.size:
             raise ValueError(
-                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with {' and '.join(reads)}; lower "
-                "it, or remove it for all of them"
+                f"public.size: {public.size}, but {file.path} has {len(rows)} rows with "
+                f"{' and '.join(f'a {WORD_OF[name]}' for name in reads)}; lower it, or remove it for all of them"
             )
         order = np.random.default_rng([config.random_seed, _PURPOSE, 1]).permutation(rows)[: public.size]
         size = public.batch_size or config.fit.batch_size
