@@ -26,8 +26,11 @@ def register(app: typer.Typer, pack_app: typer.Typer) -> None:
 
 def pack() -> None:
     """Turn raw data into one packed HDF5 file. Under mpirun or srun all ranks decode."""
+    from fedhpc.runtime import prepare_mpi
+
     launch = _launch()
-    tell_launch(launch.launcher, launch.world)
+    prepare_mpi(launch)
+    tell_launch(launch.launcher, launch.world, launch.mpi)
 
 
 class Device(str, Enum):

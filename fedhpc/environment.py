@@ -67,6 +67,7 @@ LAUNCHERS = (
     ),
 )
 MPI = ("Open MPI", "MPICH")
+MPI_OF_SRUN = {"PMIX_NAMESPACE": "Open MPI", "PMI_FD": "MPICH"}  # srun --mpi=pmix, --mpi=pmi2
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 SLURM_JOB = "SLURM_JOB_ID"
 SLURM_TASKS = "SLURM_NTASKS"  # of the allocation; also set where no srun has started them
@@ -85,6 +86,7 @@ class Launch:
         job: names this start of the job, never an earlier one; empty when the launcher says nothing.
         node: name of this machine (of Slurm's node, which may be one of several on a machine).
         master: whether MASTER_ADDR and MASTER_PORT say where rank 0 listens.
+        mpi: of the launcher, "Open MPI" or "MPICH"; empty where it does not help an MPI library to start.
     """
 
     launcher: str
@@ -95,6 +97,7 @@ class Launch:
     job: str = ""
     node: str = ""
     master: bool = False
+    mpi: str = ""
 
     @property
     def spans_nodes(self) -> bool:
@@ -137,6 +140,7 @@ def parse_launch(env: Environment, *, listens: bool = False) -> Launch:
             job=_job(launcher, env),
             node=env.get(launcher.node, node),
             master=master,
+            mpi=_mpi(launcher, env),
         )
     return Launch("single", 0, 1, 0, 1, node=node)
 
@@ -159,6 +163,12 @@ def _job(launcher: Launcher, env: Environment) -> str:
         return ""
     words = [launcher.name, *(env.get(name, "0") for name in launcher.job)]
     return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join(words)).lower()
+
+
+def _mpi(launcher: Launcher, env: Environment) -> str:
+    if launcher.name in MPI:
+        return launcher.name
+    return next((mpi for name, mpi in MPI_OF_SRUN.items() if name in env), "")
 
 
 def _number(env: Environment, name: str, default: int | None = None) -> int:

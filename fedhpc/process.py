@@ -9,11 +9,14 @@ import platform
 import signal
 import socket
 import sys
+import threading
 import time
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 ONE_REQUEST_S = 2.0  # Slurm and srun may both pass on one SIGTERM
+LOOKS, LOOK_S = 3, 0.003  # looks in a row at which all other threads must sleep
 
 
 class Stop:
@@ -60,6 +63,29 @@ def settle() -> None:
     gc.freeze()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def let_threads_rest(patience_s: float = 2.0) -> None:
+    """Wait until no other thread of this process runs, or is about to (Linux).
+
+    A worker thread of torch.distributed drops the tensors of the last collective a moment after its caller has gone on.
+    It needs the interpreter for that; where this one is being taken down by then, the process is aborted.
+    """
+    tasks, me = Path("/proc/self/task"), str(threading.get_native_id())
+    if not tasks.is_dir():
+        return
+    deadline, at_rest = time.monotonic() + patience_s, 0
+    while at_rest < LOOKS and time.monotonic() < deadline:
+        time.sleep(LOOK_S)  # without the interpreter's lock: who waits for it gets it
+        at_rest = at_rest + 1 if all(_sleeps(task) for task in tasks.iterdir() if task.name != me) else 0
+
+
+def _sleeps(task: Path) -> bool:
+    try:
+        state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True  # it has ended
+    return state != "R"
 
 
 def end_with_parent() -> None:

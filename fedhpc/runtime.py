@@ -30,7 +30,7 @@ from fedhpc.environment import (
     forgotten_ranks,
     parse_launch,
 )
-from fedhpc.process import Stop, end_with_parent, keep_heap, warn
+from fedhpc.process import Stop, end_with_parent, keep_heap, let_threads_rest, warn
 from fedhpc.process import leave as leave
 from fedhpc.process import settle as settle
 
@@ -68,6 +68,12 @@ def warn_if_alone(launch: Launch) -> None:
             f"this Slurm allocation is for {tasks} tasks, but one process runs alone; put srun before the command, "
             f"or add --ranks {tasks}"
         )
+
+
+def prepare_mpi(launch: Launch) -> None:
+    """Call before mpi4py is imported: it takes whichever MPI library it finds first."""
+    if launch.mpi:
+        os.environ.setdefault(MPI_ABI, launch.mpi.replace(" ", "").lower())
 
 
 def limit_threads(threads: int) -> None:
@@ -220,6 +226,7 @@ class Runtime:
         if dist.is_initialized() and together:
             # Rank 0 serves the store: it leaves last, when the others have said goodbye.
             dist.destroy_process_group()
+            let_threads_rest()
 
 
 def _device(name: str, launch: Launch) -> torch.device:
@@ -278,7 +285,7 @@ def _meet_unaided(launch: Launch, folder: Path, timeout_s: float) -> Met:
 
     why = ""
     if launch.launcher in MPI:
-        os.environ.setdefault(MPI_ABI, launch.launcher.replace(" ", "").lower())
+        prepare_mpi(launch)
         try:
             return rendezvous.meet_by_mpi(launch.rank, launch.world, timeout_s)
         except rendezvous.NoRendezvous:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -81,3 +84,15 @@ def child_of_rank(parent: int, rank: int) -> int:
 
 def send(process_id: int, number: signal.Signals) -> None:
     os.kill(process_id, number)
+
+
+def mpich_libraries(folder: Path) -> str:
+    """A LD_LIBRARY_PATH with which mpi4py finds Debian's MPICH: its name for the library is not the one that all MPICH
+    builds have agreed on. Skips without it."""
+    library = ctypes.util.find_library("mpich")
+    if library is None:
+        pytest.skip("no libmpich: apt-get install mpich")
+    libraries = folder / "lib"
+    libraries.mkdir(exist_ok=True)
+    (libraries / "libmpi.so.12").symlink_to(Path("/usr/lib/x86_64-linux-gnu") / library)
+    return str(libraries)

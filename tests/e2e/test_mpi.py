@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.e2e.command import SMOKE, TIMEOUT_S, fedhpc, sha_of
+from tests.e2e.command import SMOKE, TIMEOUT_S, fedhpc, mpich_libraries, sha_of
 
 ARGUMENTS = (
     str(SMOKE / "fedavg.yaml"), "rounds=1", "evaluation.every=1", "data.path=phantom.h5", "report.tensorboard=false",
@@ -38,14 +37,7 @@ def test_mpirun_gives_the_bits_of_one_process(mpirun: tuple[str, ...], alone: tu
         pytest.skip(f"no {mpirun[0]}: apt-get install {'mpich' if mpirun is MPICH else 'openmpi-bin'}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     if mpirun is MPICH:
-        library = ctypes.util.find_library("mpich")
-        if library is None:
-            pytest.skip("no libmpich: apt-get install mpich")
-        # Debian's name for it is not the one that all MPICH builds have agreed on, and that mpi4py links.
-        libraries = folder / "lib"
-        libraries.mkdir()
-        (libraries / "libmpi.so.12").symlink_to(Path("/usr/lib/x86_64-linux-gnu") / library)
-        environment["LD_LIBRARY_PATH"] = str(libraries)
+        environment["LD_LIBRARY_PATH"] = mpich_libraries(folder)
     train = str(ROOT / "launch" / "train.py")
     done = subprocess.run(
         [*mpirun, "-n", "2", sys.executable, train, *ARGUMENTS, "--run-dir", mpirun[0]],

@@ -9,15 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fedhpc.data.hdf5 import PackedFile
 from tests.conftest import ROOT
 from tests.e2e.command import fedhpc
+from tests.e2e.pictures import ROWS, write_pictures
 
-ROWS = 70
 MPIRUN = shutil.which("mpirun")
 needs_mpi = pytest.mark.skipif(
     MPIRUN is None or importlib.util.find_spec("mpi4py") is None,
@@ -27,18 +25,7 @@ needs_mpi = pytest.mark.skipif(
 
 @pytest.fixture
 def raw(tmp_path: Path) -> list[str]:
-    """A folder of pictures with its table; the options of the command."""
-    random = np.random.default_rng(0)
-    lines = ["file,kind,set"]
-    for k in range(ROWS):
-        pixels = random.integers(0, 256, (24, 16), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-        lines.append(f"{k}.png,{'ab'[k % 2]},{('train', 'val', 'test')[k % 3]}")
-    (tmp_path / "rows.csv").write_text("\n".join(lines))
-    return [
-        "pack", "table", "rows.csv", "--name", "rows", "--source", "a test", "--licence", "CC0", "--image-column",
-        "file", "--label", "kind", "--split-column", "set",
-    ]  # fmt: skip
+    return write_pictures(tmp_path)
 
 
 def mpirun(folder: Path, *arguments: str) -> tuple[int, str, str]:

@@ -39,7 +39,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "cli_complete": frozenset({"cli_shared", "completion"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
     "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
-    "cli_machine": frozenset({"cli_shared", "config", "data", "runtime", "spawn", "doctor", "planning"}),
+    "cli_machine": frozenset({"cli_shared", "config", "data", "environment", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {
         "runtime",

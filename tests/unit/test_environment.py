@@ -6,6 +6,7 @@ import os
 import platform
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ OPEN_MPI = {
     "PMIX_NAMESPACE": "prterun-vm-10006@1",
 }
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+PMIX = STEP | {"PMIX_NAMESPACE": "slurm.pmix.7.0", "PMIX_RANK": "2"}  # srun --mpi=pmix
+PMI2 = STEP | {"PMI_FD": "11", "PMI_RANK": "2", "PMI_SIZE": "3"}  # srun --mpi=pmi2
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
@@ -67,15 +70,15 @@ SUBMITIT = {
         (BATCH, Launch("single", 0, 1, 0, 1, node=HERE)),
         (TORCHRUN, Launch("torchrun", 3, 4, 1, 2, node=HERE, master=True)),
         (STEP, Launch("srun", 2, 3, 0, 1, job="srun-7-0-0-44083", node="node2")),
-        (OPEN_MPI, Launch("Open MPI", 1, 4, 1, 2, job="open-mpi-prterun-vm-10006-1", node=HERE)),
-        (MPICH, Launch("MPICH", 1, 2, 1, 2, node=HERE)),
+        (OPEN_MPI, Launch("Open MPI", 1, 4, 1, 2, job="open-mpi-prterun-vm-10006-1", node=HERE, mpi="Open MPI")),
+        (MPICH, Launch("MPICH", 1, 2, 1, 2, node=HERE, mpi="MPICH")),
         (SUBMITIT, Launch("submitit", 1, 2, 1, 2, job="submitit-911", node=HERE)),
         # one inside the other: who started last decides
         (STEP | TORCHRUN, Launch("torchrun", 3, 4, 1, 2, node=HERE, master=True)),
-        (STEP | OPEN_MPI, Launch("Open MPI", 1, 4, 1, 2, job="open-mpi-prterun-vm-10006-1", node=HERE)),
-        (STEP | {"SLURM_PROCID": "0"} | MPICH, Launch("MPICH", 1, 2, 1, 2, node=HERE)),
+        (STEP | OPEN_MPI, Launch("Open MPI", 1, 4, 1, 2, job="open-mpi-prterun-vm-10006-1", node=HERE, mpi="Open MPI")),
+        (STEP | {"SLURM_PROCID": "0"} | MPICH, Launch("MPICH", 1, 2, 1, 2, node=HERE, mpi="MPICH")),
         # srun --mpi=pmi2 speaks for itself
-        (STEP | {"PMI_RANK": "2", "PMI_SIZE": "3"}, Launch("srun", 2, 3, 0, 1, job="srun-7-0-0-44083", node="node2")),
+        (PMI2, Launch("srun", 2, 3, 0, 1, job="srun-7-0-0-44083", node="node2", mpi="MPICH")),
     ],
     ids=["none", "batch", "torchrun", "srun", "openmpi", "mpich", "submitit", "torchrun in srun", "openmpi in srun",
          "mpich in srun", "srun pmi2"],
@@ -158,3 +161,14 @@ def test_the_end_of_an_allocation(tmp_path: Path) -> None:
     end = allocation_end(env)
     assert end is not None and before + 3600 <= end <= time.time() + 3600
     assert allocation_end(env | {"SLURM_JOB_ID": "8"}) is None, "squeue failed"
+
+
+def test_which_mpi_a_launcher_starts() -> None:
+    assert [parse_launch(env).mpi for env in (OPEN_MPI, MPICH, PMIX, PMI2)] == [
+        "Open MPI",
+        "MPICH",
+        "Open MPI",
+        "MPICH",
+    ]
+    assert [parse_launch(env).mpi for env in (STEP, TORCHRUN, {})] == ["", "", ""]
+    assert parse_launch(PMIX) == replace(parse_launch(STEP), mpi="Open MPI")

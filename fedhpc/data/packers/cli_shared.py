@@ -35,15 +35,16 @@ class _Job:
 
     launcher: str = "single"
     world: int = 1
+    mpi: str = ""
     crew: Crew | None = None
 
 
 _JOB = _Job()
 
 
-def tell_launch(launcher: str, world: int) -> None:
-    """`fedhpc pack` runs in a job of `world` ranks."""
-    _JOB.launcher, _JOB.world = launcher, world
+def tell_launch(launcher: str, world: int, mpi: str) -> None:
+    """`fedhpc pack` runs in a job of `world` ranks. mpi: the kind that the launcher can start; empty for none."""
+    _JOB.launcher, _JOB.world, _JOB.mpi = launcher, world, mpi
 
 
 @contextmanager
@@ -79,6 +80,11 @@ def crew_of(ranks: int | None) -> Crew:
         raise ValueError(f"--ranks {ranks} inside a job of {_JOB.world} ranks: leave --ranks out")
     if _JOB.launcher == "torchrun":
         raise ValueError("fedhpc pack does not run under torchrun: set --ranks on one machine, or use mpirun or srun")
+    if not _JOB.mpi:  # an MPI library would end the process, and say little
+        raise ValueError(
+            f"{_JOB.launcher} started {_JOB.world} processes, but not for MPI: srun --mpi=pmix for Open MPI, "
+            "--mpi=pmi2 for MPICH (srun --mpi=list shows what this Slurm has), or mpirun, or --ranks on one machine"
+        )
     _JOB.crew = Mpi(_JOB.world, _JOB.launcher)
     return _JOB.crew
 

@@ -5,6 +5,8 @@ All jobs of this file are queued at once, so that the tests wait for them togeth
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from fedhpc.data.hdf5 import PackedFile
 from tests.conftest import ROOT
-from tests.e2e.command import SMOKE, fedhpc, send, sha_of
+from tests.e2e.command import SMOKE, fedhpc, mpich_libraries, send, sha_of
+from tests.e2e.pictures import write_pictures
 from tests.e2e.slurm.jobs import PATIENCE_S, call, output, process_of_rank, rounds_of, sbatch, show, wait_for_end
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
@@ -154,6 +158,44 @@ def test_torchrun_on_every_node(folder: Path, sha: str) -> None:
     )
     out = call(folder, "bash", "-c", command, "-", TRAIN, *ARGUMENTS, "--run-dir", "torchrun")
     assert f"shared sha256 {sha}" in out
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="both ranks on one CPU are equally slow")
+def test_the_doctor_names_the_slow_rank(folder: Path) -> None:
+    burners = [
+        subprocess.Popen(["taskset", "-c", "1", "sh", "-c", "while :; do :; done"], start_new_session=True)
+        for _ in range(4)
+    ]
+    try:
+        command = 'exec taskset -c $SLURM_PROCID "$PYTHON" -m fedhpc.cli doctor --data "$1"'
+        out = call(folder, "srun", "--nodes=2", "--ntasks=2", "bash", "-c", command, "-", str(ROOT))
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    words = " ".join(out.replace("│", " ").split())
+    assert "gloo adds exactly over 2 ranks" in words
+    assert "rank 1 on node2 (" in words, out
+    assert "the same on 2 ranks, 2 nodes" in words
+    assert "seen by all 2 ranks" in words
+    assert "slurm-wlm" in words
+
+
+@pytest.mark.skipif(shutil.which("mpirun.mpich") is None, reason="no MPICH: apt-get install mpich")
+def test_packing_under_srun(folder: Path) -> None:
+    """With MPICH: two slurmd on one machine cannot both serve PMIx, which Open MPI needs."""
+    pytest.importorskip("mpi4py", reason="no mpi4py: pip install 'fedhpc[mpi]'")
+    raw = folder / "raw"
+    raw.mkdir()
+    pack = (sys.executable, "-m", "fedhpc.cli", *write_pictures(raw))
+    call(raw, *pack, "-o", "serial.h5")
+    srun = ("srun", "--nodes=2", "--ntasks=2")
+    with pytest.raises(AssertionError, match="not for MPI: srun --mpi=pmix"):
+        call(raw, *srun, *pack, "-o", "srun.h5")
+    libraries = f"LD_LIBRARY_PATH={mpich_libraries(raw)}"
+    call(raw, *srun, "--mpi=pmi2", "env", libraries, *pack, "-o", "srun.h5")
+    with PackedFile(raw / "serial.h5") as serial, PackedFile(raw / "srun.h5") as parallel:
+        assert parallel.checksum == serial.checksum
 
 
 def test_a_mistake_is_not_queued_again(folder: Path, jobs: dict[str, str]) -> None:

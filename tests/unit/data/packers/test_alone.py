@@ -19,9 +19,15 @@ __all__ = ["cub"]
 
 @pytest.mark.parametrize("name", ["cifar", "medmnist", "tcga", "tcga-stage"])
 def test_one_process_packs_arrays_and_tables(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_shared, "_JOB", cli_shared._Job("mpi", 4))
-    monkeypatch.setattr(cli_machine, "tell_launch", lambda launcher, world: None)  # of this process, which is alone
+    monkeypatch.setattr(cli_shared, "_JOB", cli_shared._Job("mpi", 4, "Open MPI"))
+    monkeypatch.setattr(cli_machine, "tell_launch", lambda *_: None)  # of this process, which is alone
     refused("this job has 4 ranks, but one process packs this set", name, tmp_path, "-o", tmp_path / "x.h5")
+
+
+def test_srun_that_starts_no_mpi_is_refused(cub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_shared, "_JOB", cli_shared._Job("srun", 4))
+    monkeypatch.setattr(cli_machine, "tell_launch", lambda *_: None)
+    refused("srun started 4 processes, but not for MPI: srun --mpi=pmix", *given("cub-200", cub))
 
 
 def test_captions_are_the_same_on_two_ranks(cub: Path) -> None:
