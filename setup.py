@@ -59,8 +59,10 @@ setup(
         "mpi": ["mpi4py>=4"],
         "sharded": ["deepspeed>=0.19"],
         "dicom": ["pydicom>=3"],
+        "generate": ["diffusers>=0.35"],
         "sheets": ["openpyxl>=3.1", "xlrd>=2"],
         "dev": [
+            "diffusers>=0.35",
             "hypothesis>=6",
             "mpi4py>=4",
             "mypy>=1.13",

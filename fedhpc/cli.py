@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedhpc import cli_launch, cli_machine
+from fedhpc import cli_complete, cli_launch, cli_machine
 from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(pack_app, name="pack")
 cli_launch.register(app)
+cli_complete.register(app)
 cli_machine.register(app, pack_app)
 
 

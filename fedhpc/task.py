@@ -25,21 +25,27 @@ from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.sums import Sums
+from fedhpc.completion.features import with_features
+from fedhpc.completion.parts import Ranks
+from fedhpc.completion.prepare import prepare
+from fedhpc.completion.reader import JointReader
 from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, POOLED
-from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
+from fedhpc.config.schema import ClassifierConfig, FusionConfig, JointConfig, RunConfig
 from fedhpc.data.batches import BatchMaker, Source
 from fedhpc.data.hdf5 import PackedFile
+from fedhpc.data.missing import FILE as MISSING
+from fedhpc.data.missing import draw_lost, without_lost, write_missing
 from fedhpc.data.modalities import hold
 from fedhpc.data.noise import FILE as NOISY_LABELS
 from fedhpc.data.noise import noisy_labels, write_noise
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.partition import ClientRows
-from fedhpc.data.public import held_out_rows, public_batches
-from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients, usable_rows
+from fedhpc.data.public import public_batches
+from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, public_rows, unseen_clients
 from fedhpc.data.tabular import num_columns
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
-from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer, summarise
+from fedhpc.federation.evaluate import ClassificationScorer, JointScorer, RetrievalScorer, summarise
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.modalities import fusion_columns
 from fedhpc.federation.rounds import Run, run_rounds, summary
@@ -161,6 +167,23 @@ def build(
     algorithm: Algorithm = build_algorithm(config.algorithm)
     # --- who holds what
     dealt = client_rows(packed, config)
+    # --- the cluster
+    ledger = Ledger()
+    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
+    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
+    # --- what their rows lack
+    spec = data_spec(packed, config)
+    check_pixels(config, spec)
+    lost, whole, prepared = draw_lost(config, packed, dealt), dealt, None
+    if isinstance(config.model, JointConfig):
+        nothing = torch.zeros(1, dtype=torch.int64, device=device)
+        ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: collectives.all_sum(nothing))
+        prepared = prepare(config, packed, spec, dealt, lost, device, ranks)
+        dealt = prepared.clients
+    elif lost:
+        dealt = without_lost(config, dealt, lost)
+    if lost and runtime.is_first:
+        write_missing(run_dir / MISSING, whole, lost, {} if prepared is None else prepared.completed, dealt)
     holdings = hold(packed, config, dealt) if isinstance(config.model, FusionConfig) else None
     if holdings is not None:
         dealt = holdings.clients
@@ -195,46 +218,46 @@ def build(
         keep_optimizer = own and not upstream
     local_blocks = [*config.aggregation.local_blocks, *(holdings.private if holdings is not None else ())]
     stateful = algorithm.stateful or keep_optimizer or bool(local_blocks)
-    # --- the cluster
-    ledger = Ledger()
-    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
-    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
     # --- the model and its data
-    spec = data_spec(packed, config)
     if holdings is not None:
         assert isinstance(config.model, FusionConfig)
         widths = {m: num_columns(packed, config.model, m) for m in config.model.tabular}
         spec = replace(spec, fusion=replace(holdings.spec, columns=widths))
-    check_pixels(config, spec)
     engines = build_engines(config, spec, runtime, local_blocks)
-    scorer: RetrievalScorer | ClassificationScorer
+    scorer: RetrievalScorer | ClassificationScorer | JointScorer
     given: dict[str, torch.Tensor] = {}
-    if isinstance(config.model, FusionConfig):
+    reader: PackedFile | JointReader = packed
+    if prepared is not None:
+        assert isinstance(config.model, JointConfig)
+        reader, columns, given = prepared.reader, prepared.columns, prepared.given
+        label = torch.from_numpy(packed.read(columns["label"])).long()
+        scorer = JointScorer(label, config.model.modalities)
+    elif isinstance(config.model, FusionConfig):
         of_modality = {
             m: {c: r.rows.train for c, r in owners.items() if m in r.modalities} for m in config.model.modalities
         }
         columns, given = fusion_columns(packed, config, of_modality, sums, device)
-        label = f"label/{label_column(packed, config)}"
-        columns["label"] = label
+        column = f"label/{label_column(packed, config)}"
+        columns["label"] = column
         _, patient = np.unique(packed.patients(), return_inverse=True)
-        target, patients = torch.from_numpy(packed.read(label)).long(), torch.from_numpy(patient)
+        target, patients = torch.from_numpy(packed.read(column)).long(), torch.from_numpy(patient)
         scorer = ClassificationScorer(target, patients, config.evaluation.num_resamples)
     elif isinstance(config.model, ClassifierConfig):
-        label = f"label/{label_column(packed, config)}"
-        columns = {"image": "image", "label": label}
-        scorer = ClassificationScorer(torch.from_numpy(packed.read(label)).long())
+        column = f"label/{label_column(packed, config)}"
+        columns = {"image": "image", "label": column}
+        scorer = ClassificationScorer(torch.from_numpy(packed.read(column)).long())
         if config.noise is not None:
             given["label"] = trained_labels(config, packed, dealt, run_dir if runtime.is_first else None)
     else:
         columns = {"image": "image", "tokens": "tokens"}
         group = torch.from_numpy(match_groups(packed, config.evaluation.match))
         scorer = RetrievalScorer(group, config.evaluation.batch_size)
-    source = Source(packed, columns, config.data.memory_mib, given)
+    source = Source(reader, columns, config.data.memory_mib, given)
     maker = BatchMaker(source, config.data, device, config.fit.channels_last)
     public: list[Batch] = []
     if isinstance(config.algorithm, ON_PUBLIC_DATA):
-        held_out = held_out_rows(packed, config, usable_rows(packed, config))
-        public = public_batches(packed, config, spec, held_out, device)
+        public = public_batches(packed, config, spec, public_rows(packed, config), device)
+        public = with_features(engines[0], public, config)
     slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
     # --- what algorithms see
     fed = SlotFederation(
@@ -243,7 +266,8 @@ def build(
     # --- what people see
     reporter: RunReporter | SilentReporter = SilentReporter()
     if runtime.is_first:
-        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], SHOWN[config.model.kind])
+        shown = {metric: heading for metric, heading in SHOWN[config.model.kind].items() if metric in scorer.names}
+        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], shown)
 
     def locate(where: str) -> None:
         runtime.where[0] = where

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedhpc.algorithms.local_alignment import local_contrastive_loss, local_similarity
-from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, SiglipConfig
+from fedhpc.algorithms.mvp_losses import mvp_loss
+from fedhpc.config.joint import FedMvpConfig
+from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, MvpConfig, SiglipConfig
 from fedhpc.config.schema import DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.interfaces import Batch, Loss
 
@@ -113,6 +115,10 @@ def fused_cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
 def build_loss(config: RunConfig) -> Loss:
     """What a client minimises when its algorithm names nothing else."""
     objective = config.objective
+    if objective is None and isinstance(config.algorithm, FedMvpConfig):
+        objective = MvpConfig(name="fedmvp")
+    if isinstance(objective, MvpConfig):
+        return partial(mvp_loss, **objective.model_dump(exclude={"name"}))
     if isinstance(objective, ConvirtConfig):
         return partial(weighted_alignment, image_weight=objective.image_weight)
     if isinstance(objective, SiglipConfig):

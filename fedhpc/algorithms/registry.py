@@ -11,6 +11,7 @@ from fedhpc.algorithms.fedavg import Centralised, FedAvg
 from fedhpc.algorithms.feddf import FedDF
 from fedhpc.algorithms.feddra import FedDRA
 from fedhpc.algorithms.fedmd import FedMD
+from fedhpc.algorithms.fedmvp import FedMvp
 from fedhpc.algorithms.fedopt import FedOpt
 from fedhpc.algorithms.fedproto import FedProto
 from fedhpc.algorithms.fedprox import FedProx
@@ -41,6 +42,7 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "dgb_pcw": DgbPcw,
     "hgb": Hgb,
     "gblend": GBlend,
+    "fedmvp": FedMvp,
     "local": Local,
     "centralised": Centralised,
 }

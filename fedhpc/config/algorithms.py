@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from fedhpc.config.blending import DgbPcwConfig, GBlendConfig, HgbConfig
 from fedhpc.config.distillation import FedDFConfig, FedMDConfig, FedProtoConfig, MdhflConfig, RhflConfig
+from fedhpc.config.joint import FedMvpConfig
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
@@ -202,6 +203,7 @@ AlgorithmConfig = Annotated[
     | DgbPcwConfig
     | HgbConfig
     | GBlendConfig
+    | FedMvpConfig
     | LocalConfig
     | CentralisedConfig,
     Field(discriminator="name"),
@@ -214,6 +216,6 @@ OWN_MODELS = (LocalConfig, MdhflConfig, FedMDConfig, FedProtoConfig)
 # Clients may have different networks.
 DIFFERENT_NETWORKS = (*OWN_MODELS, FedDFConfig)
 # Compares models on config.public.
-ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig)
+ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig, FedMvpConfig)
 # Only over modalities: model.kind: fusion.
 OVER_MODALITIES = (DgbPcwConfig, HgbConfig, GBlendConfig)

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 from fedhpc.config.fields import closest
 from fedhpc.config.objectives import SiglipConfig
-from fedhpc.config.schema import ClassifierConfig, EncoderConfig, FusionConfig, Model, RunConfig
+from fedhpc.config.schema import ClassifierConfig, EncoderConfig, FusionConfig, JointConfig, Model, RunConfig
 
 # Words that aggregation.local_blocks may use in place of patterns.
 NORM_WORDS = ("batch_norm", "norm")
@@ -17,6 +17,8 @@ OWN_NETWORKS = (*CNNS, "resnet10", "resnet12", "shufflenet", "mobilenetv2")  # b
 
 def encoders(model: Model) -> dict[str, EncoderConfig]:
     """Dotted key below `model` -> encoder."""
+    if isinstance(model, JointConfig):
+        return {name: getattr(model, name) for name in model.modalities}
     if not isinstance(model, ClassifierConfig):
         return {key: one for key, one in (("image", model.image), ("text", model.text)) if one is not None}
     if model.image is not None:
@@ -31,6 +33,13 @@ def block_prefixes(model: Model) -> dict[str, tuple[str, ...]]:
     if isinstance(model, FusionConfig):  # heads and probes of it depend on who holds what
         return {f"encoder/{m}": (f"encoders.{m}.",) for m in model.modalities}
     prefixes: dict[str, tuple[str, ...]] = {}
+    if isinstance(model, JointConfig):
+        for modality in model.modalities:
+            prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
+            prefixes[f"head/{modality}"] = (f"{modality}_project.",)
+        if len(model.modalities) == 2:
+            prefixes["joint"] = ("joint.", "joint_head.", "patches.")
+        return prefixes | {"embed": ("embed.",), "classifier": ("classifier.",)}
     for modality in ("image", "text"):
         prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
         if model.align:
@@ -46,6 +55,8 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
     blocks = block_prefixes(model)
     if isinstance(model, FusionConfig):
         return blocks
+    if isinstance(model, JointConfig):
+        return {name: p for name, p in blocks.items() if name not in [f"encoder/{m}" for m in _still(model)]}
     if isinstance(model, ClassifierConfig):
         if all(encoder.freeze for encoder in model.encoders) and model.embed_dim is None:
             blocks.pop("encoder/image")
@@ -57,6 +68,11 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
         if not (model.learn_temperature or isinstance(objective, SiglipConfig)):
             blocks.pop("temperature")
     return blocks
+
+
+def _still(model: JointConfig) -> list[str]:
+    """Modalities whose encoder is frozen."""
+    return [name for name in model.modalities if getattr(model, name).freeze]
 
 
 def unmatched_local_blocks(config: RunConfig) -> Iterator[str]:

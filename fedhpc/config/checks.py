@@ -24,11 +24,19 @@ from fedhpc.config.algorithms import (
 from fedhpc.config.blocks import encoders, unmatched_local_blocks
 from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
 from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
+from fedhpc.config.checks_joint import check_joint, idle_in_joint
 from fedhpc.config.checks_robust import ROBUST_CHECKS
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
-from fedhpc.config.objectives import CrossEntropyConfig
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, GroupsPartition, RunConfig
+from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
+from fedhpc.config.schema import (
+    ClassifierConfig,
+    ColumnPartition,
+    DualEncoderConfig,
+    GroupsPartition,
+    JointConfig,
+    RunConfig,
+)
 from fedhpc.config.sharding import sharding_problems
 
 Add = Callable[[str, str, str], None]  # section, keys with blanks between them, why
@@ -53,6 +61,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         _plain_sgd(config),
         check_distillation(config),
         check_fusion(config),
+        check_joint(config),
         sharding_problems(config),
     ]
     if world_size is not None:
@@ -117,6 +126,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
     idle_in_fusion(config, add)
+    idle_in_joint(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
@@ -246,6 +256,8 @@ def _objective(config: RunConfig) -> Iterator[str]:
     if objective is None:
         return
     line = f"objective.name = {objective.name} but model.kind = {config.model.kind}"
+    if isinstance(config.model, JointConfig) or isinstance(objective, MvpConfig):
+        return  # checks_joint
     if not isinstance(config.model, DualEncoderConfig) and not isinstance(objective, CrossEntropyConfig):
         reads = "reads no text" if isinstance(config.model, ClassifierConfig) else "learns classes"
         yield f"{line}, which {reads}; set objective.name: cross_entropy, or model.kind: dual_encoder"

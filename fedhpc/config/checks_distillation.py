@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
+from fedhpc.config.joint import FedMvpConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, GroupsPartition, RunConfig
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part
@@ -35,7 +36,9 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
         yield f"algorithm.name = {name} compares models on public data; set public: {{size: 1000}} or public.path"
     if not isinstance(algorithm, (*ON_PUBLIC_DATA, FedProtoConfig)):
         return
-    if not isinstance(model, ClassifierConfig):
+    if isinstance(algorithm, FedMvpConfig):
+        pass  # checks_joint
+    elif not isinstance(model, ClassifierConfig):
         yield f"algorithm.name = {name} but model.kind = {model.kind}, which has no classes; set model.kind: classifier"
     elif isinstance(algorithm, FedProtoConfig) and networks is not None and len(networks) > 1 and not model.embed_dim:
         yield (

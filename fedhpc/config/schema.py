@@ -12,9 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.completion import CompletionConfig
 from fedhpc.config.encoder import EncoderConfig as EncoderConfig
 from fedhpc.config.fusion import FusionConfig as FusionConfig
 from fedhpc.config.fusion import ModalitiesConfig
+from fedhpc.config.joint import JointConfig as JointConfig
+from fedhpc.config.joint import MissingConfig
 from fedhpc.config.noise import Noise
 from fedhpc.config.objectives import ObjectiveConfig
 from fedhpc.config.partition import ColumnPartition as ColumnPartition
@@ -84,6 +87,9 @@ class DataConfig(Section):
     """Mirror training pictures left to right at random. Not for chest X-rays, where sides matter."""
     memory_mib: int = Field(4096, ge=1)
     """Columns whose decoded size fits are held in memory; larger ones are read in chunk order with a shuffle buffer."""
+    sidecar_dir: Path | None = None
+    """Folder of what is computed from the packed file and kept: features of frozen encoders, completed rows. Default:
+    the packed file's own. `model.kind: joint` only."""
 
     @model_validator(mode="after")
     def _has_source(self) -> DataConfig:
@@ -186,7 +192,7 @@ class PublicConfig(Section):
         return self
 
 
-Model = Annotated[DualEncoderConfig | ClassifierConfig | FusionConfig, Field(discriminator="kind")]
+Model = Annotated[DualEncoderConfig | ClassifierConfig | FusionConfig | JointConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -345,13 +351,18 @@ class RunConfig(Section):
     partition: Partition
     noise: Noise | None = Field(None, discriminator="kind")
     """Wrong training labels, on purpose. Validation and test labels stay as they are."""
+    missing: MissingConfig | None = None
+    """Training rows that lose a modality, on purpose (docs/fedmvp.md). Models that need both leave them out."""
+    completion: CompletionConfig | None = Field(None, discriminator="method")
+    """What stands in for a missing modality (docs/fedmvp.md). `model.kind: joint` only."""
     public: PublicConfig | None = None
     """Pictures that all clients hold, for algorithms that compare models on them (docs/mdhfl.md). Under other
     algorithms rows may be held out all the same, so that arms of a comparison train on the same ones."""
     model: Model
     modalities: ModalitiesConfig = Field(default_factory=ModalitiesConfig)
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
-    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier or fusion."""
+    """What clients minimise. Default: clip for a dual encoder, fedmvp under algorithm.name: fedmvp, else
+    cross_entropy."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)

@@ -22,6 +22,7 @@ from fedhpc.config.schema import (
     DualEncoderConfig,
     FusionConfig,
     GroupsPartition,
+    JointConfig,
     RunConfig,
 )
 from fedhpc.data.hdf5 import SPLITS, PackedFile
@@ -81,6 +82,8 @@ def _problems(config: RunConfig, packed: PackedFile) -> Iterator[str]:
         yield from _modalities(config.model, packed)
         return
     needs = ["image"] if isinstance(config.model, ClassifierConfig) else ["image", "text"]
+    if isinstance(config.model, JointConfig):
+        needs = list(config.model.modalities)
     lacking = [modality for modality in needs if modality not in packed.modalities]
     for modality in lacking:
         yield (
@@ -143,10 +146,11 @@ def _sizes(config: RunConfig, packed: PackedFile) -> Iterator[str]:
 
 def _usable(config: RunConfig, packed: PackedFile, needs: Sequence[str]) -> Array:
     """bool [rows]: what the model can use, as `data.select.usable_rows`."""
-    usable = np.ones(packed.num_rows, dtype=bool)
-    for modality in needs:
-        usable &= packed.read(f"present/{modality}").astype(bool)
-    if isinstance(config.model, ClassifierConfig) and config.data.label is not None:
+    present = [packed.read(f"present/{modality}").astype(bool) for modality in needs]
+    usable = np.asarray(np.all(present, axis=0))
+    if isinstance(config.model, JointConfig) and (config.model.missing == "zeros" or config.completion is not None):
+        usable |= np.any(present, axis=0) & (packed.read("split") == SPLITS.index("train"))
+    if isinstance(config.model, ClassifierConfig | JointConfig) and config.data.label is not None:
         usable &= packed.read(f"label/{config.data.label}") >= 0
     return usable
 

@@ -17,7 +17,7 @@ from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.load import load_config
-from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
+from fedhpc.config.schema import ClassifierConfig, FusionConfig, JointConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.select import client_rows, data_spec, unseen_clients
@@ -131,10 +131,10 @@ def open_folder(folder: Path) -> Opened:
     newest = checkpoints.latest()
     if newest is None:
         raise ValueError(f"{folder} has no checkpoint yet; let `fedhpc run` finish a round with --run-dir {folder}")
-    if isinstance(config.model, FusionConfig):
+    if isinstance(config.model, FusionConfig | JointConfig):
         raise ValueError(
-            f"{folder} has model.kind: fusion, whose classifiers are evaluated in the run itself (results.json); "
-            "`fedhpc evaluate` and `fedhpc export` take dual encoders and image classifiers"
+            f"{folder} has model.kind: {config.model.kind}, whose classifiers are evaluated in the run itself "
+            "(results.json); `fedhpc evaluate` and `fedhpc export` take dual encoders and image classifiers"
         )
     with _own_file(folder, config) as packed:
         spec = data_spec(packed, config)

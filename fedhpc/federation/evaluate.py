@@ -89,16 +89,52 @@ class ClassificationScorer:
         return EvalReport(metrics | {"examples": float(known.sum())}, int(known.sum()))
 
 
+class JointScorer:
+    """Accuracy and its kin of the joint representation, and the accuracy with one modality alone: by its own
+    representation ("accuracy_image"), and by the joint one with zeros for the other ("accuracy_image_zeros").
+
+    Args:
+        label: integer [rows of the file].
+        modalities: of the model; with one there is nothing else to score.
+    """
+
+    def __init__(self, label: Tensor, modalities: Sequence[str]) -> None:
+        self._label = label
+        self._singles = tuple(modalities) if len(modalities) > 1 else ()
+        more = [f"accuracy_{name}{how}" for how in ("", "_zeros") for name in self._singles]
+        self.names: Sequence[str] = (*CLASS_METRICS, *more, "examples")
+
+    def __call__(self, client: DataClient, split: Split) -> EvalReport:
+        logits, *singles, rows = _outputs(client, split, ("logits", *(f"logits/{name}" for name in self._singles)))
+        labels = self._label[rows]
+        known = labels >= 0
+        if not bool(known.any()):
+            return _nothing(self.names, 0)
+        metrics = dict(classification_metrics(logits, labels))
+        for name, single in zip(self._singles, singles, strict=True):
+            metrics[f"accuracy_{name}"] = _accuracy(single, labels)
+            lacks = f"has_{'text' if name == 'image' else 'image'}"
+            alone, _ = _outputs(client, split, ("logits",), lacks)
+            metrics[f"accuracy_{name}_zeros"] = _accuracy(alone, labels)
+        return EvalReport(metrics | {"examples": float(known.sum())}, int(known.sum()))
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    known = labels >= 0
+    return float((logits[known].argmax(dim=1) == labels[known]).double().mean())
+
+
 def _nothing(names: Sequence[str], examples: int) -> EvalReport:
     """A client without rows in a split has no score: nan, left out of mean and worst."""
     return EvalReport(dict.fromkeys(names, math.nan) | {"examples": float(examples)}, examples)
 
 
-def _outputs(client: DataClient, split: Split, names: Sequence[str]) -> list[Tensor]:
-    """Outputs over all rows of a split, float32 on the CPU, and the row numbers last."""
+def _outputs(client: DataClient, split: Split, names: Sequence[str], lacks: str = "") -> list[Tensor]:
+    """Outputs over all rows of a split, float32 on the CPU, and the row numbers last. lacks: a column ("has_text") that
+    is set to False."""
     parts: dict[str, list[Tensor]] = {name: [] for name in (*names, "row")}
     for batch in client.batches(split):
-        outputs = client.outputs(batch)
+        outputs = client.outputs({**batch, lacks: torch.zeros_like(batch[lacks])} if lacks else batch)
         for name in names:
             parts[name].append(outputs[name].float().cpu())
         parts["row"].append(batch["row"].cpu())

@@ -23,4 +23,11 @@ SHOWN: Mapping[str, Mapping[str, str]] = {
     },
     "classifier": CLASSES,
     "fusion": CLASSES,
+    "joint": CLASSES
+    | {
+        "accuracy_image": "picture alone",
+        "accuracy_text": "text alone",
+        "accuracy_image_zeros": "picture, zero text",
+        "accuracy_text_zeros": "text, zero picture",
+    },
 }
