@@ -24,6 +24,7 @@ from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.secure import Masks
 from fedhpc.comm.sums import Sums
 from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, POOLED
 from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
@@ -38,6 +39,7 @@ from fedhpc.data.public import held_out_rows, public_batches
 from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients, usable_rows
 from fedhpc.data.tabular import num_columns
 from fedhpc.federation.checkpoint import Checkpoints
+from fedhpc.federation.cohort import refuse_short_rounds
 from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer, summarise
 from fedhpc.federation.federation import SlotFederation
@@ -122,7 +124,7 @@ class RunTask:
                 "split": config.evaluation.final_split,
                 "clients": [
                     {"name": sites[c], "train_rows": len(records[c].rows.train), "metrics": metrics}
-                    for c, metrics in zip(run.evaluated, per_client, strict=True)
+                    for c, metrics in (zip(run.evaluated, per_client, strict=True) if config.shows_clients else ())
                 ],
                 "summary": summary(run, per_client),
                 "combinations": combination_summary(run, sites, per_client),
@@ -198,7 +200,9 @@ def build(
     # --- the cluster
     ledger = Ledger()
     collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
-    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
+    sums = build_sums(config, collectives)
+    least = 1 if sums.masks is None else sums.masks.min_contributors
+    refuse_short_rounds(trainers, config.cohort, config.random_seed, config.rounds, least, sums.masks is not None)
     # --- the model and its data
     spec = data_spec(packed, config)
     if holdings is not None:
@@ -243,7 +247,8 @@ def build(
     # --- what people see
     reporter: RunReporter | SilentReporter = SilentReporter()
     if runtime.is_first:
-        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], SHOWN[config.model.kind])
+        names = [sites[c] for c in evaluated] if config.shows_clients else [f"mean of {len(evaluated)} clients"]
+        reporter = RunReporter(run_dir, config, names, SHOWN[config.model.kind])
 
     def locate(where: str) -> None:
         runtime.where[0] = where
@@ -262,6 +267,13 @@ def build(
         locate,
     )
     return run, sites, reporter.close
+
+
+def build_sums(config: RunConfig, collectives: Collectives) -> Sums:
+    """Plain, or masked."""
+    how = config.aggregation
+    masks = Masks(collectives, how.min_contributors, config.random_seed) if how.secure else None
+    return Sums(collectives, how.arithmetic, how.fraction_bits, how.ring_bits, masks)
 
 
 def build_engines(

@@ -25,6 +25,7 @@ from fedhpc.config.blocks import encoders, unmatched_local_blocks
 from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
 from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
 from fedhpc.config.checks_robust import ROBUST_CHECKS
+from fedhpc.config.checks_secure import check_secure, idle_in_secure
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig
@@ -54,6 +55,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         check_distillation(config),
         check_fusion(config),
         sharding_problems(config),
+        check_secure(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -99,7 +101,7 @@ def _idle_in_algorithm(config: RunConfig, add: Add) -> None:
     algorithm = config.algorithm
     if isinstance(algorithm, (LocalConfig, *POOLED)):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
-        add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
+        add("cohort", "size fraction dropout", f"with algorithm.name: {algorithm.name}, where {everyone}")
     if isinstance(algorithm, (*POOLED, *OWN_MODELS)):
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges no weights")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
@@ -117,6 +119,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
     idle_in_fusion(config, add)
+    idle_in_secure(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
