@@ -141,7 +141,7 @@ class RunTask:
                 "ranks": runtime.mesh.world,
             }
         if isinstance(run.reporter, RunReporter):
-            run.reporter.finish(results)
+            run.reporter.finish(results, run.fed.collectives.ledger.close_round(config.rounds))
             if config.report.plots:
                 draw(self.run_dir, list(SHOWN[config.model.kind]))
         return results

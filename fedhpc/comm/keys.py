@@ -73,7 +73,7 @@ def add_streams(total: Tensor, start: int, streams: Sequence[tuple[bytes, int]])
     """
     size = total.element_size()
     assert start * size % AES_BLOCK == 0, start
-    if not streams:
+    if not streams or not total.numel():
         return
     step = CHUNK_BYTES // size
     zeros = memoryview(bytes(CHUNK_BYTES))

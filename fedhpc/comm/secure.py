@@ -87,10 +87,10 @@ class Masks:
             ProtocolError: too few contributors to a part, too few clients left to take the masks off, or messages that
                 do not belong together.
         """
-        tag = f"{self._round}, exchange {self._stage}: {entry.operation} of {entry.what}".encode()
+        tag = f"{self._round}, exchange {self._stage} ({entry.operation})".encode()
         self._stage += 1
         exchange = _Exchange(self._collectives, self._random, tag, who, total.device, entry)
-        parts = total.split(self._collectives.bucket_numel(total))
+        parts = total.split(self._collectives.bucket_numel(total)) if total.numel() else ()
         start = perf_counter()
         exchange.announce(self._seed)
         exchange.refuse_few(self.min_contributors, exchange.roster.members)
@@ -173,7 +173,8 @@ class _Exchange:
                 raise ProtocolError(
                     f"{self._tag.decode()}: {part} has {count} contributors, but aggregation.min_contributors = "
                     f"{least}: a sum over so few tells each much about the others. Set a larger cohort, keep the block "
-                    "local (aggregation.local_blocks), or give the modality to more clients"
+                    "local (aggregation.local_blocks), or give its modalities to more clients; modalities."
+                    f"min_contributors: {least} merges combinations of fewer"
                 )
 
     def deal(self) -> None:
@@ -249,9 +250,10 @@ class _Exchange:
         start = perf_counter()
         first = place + self._slot * own.numel()
         add_streams(own, first, self._cures)
-        begun = perf_counter()
-        add_streams(own, first, self._recovered)
-        self._entry.recovery_seconds += perf_counter() - begun
+        if self._recovered:
+            begun = perf_counter()
+            add_streams(own, first, self._recovered)
+            self._entry.recovery_seconds += perf_counter() - begun
         self._entry.mask_seconds += perf_counter() - start
         self._collectives.join_slices(part, own)
 

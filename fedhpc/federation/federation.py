@@ -95,6 +95,8 @@ class SlotFederation:
             self._device,
             operation="placement",
             what="seconds",
+            revealed=("seconds",) if shown else (),
+            by=self.cohort if shown else (),
             own_rows={len(self.cohort) + mesh.rank: torch.tensor(float(stop))},
         ).tolist()
         if shown:
@@ -246,9 +248,8 @@ class SlotFederation:
             client = self.slot.turn(client_id)
             result = fn(client, *(values[client_id] for values in inputs))
             if sink is not None:
-                sink(
-                    result, client_id
-                )  # before the slot turns to the next client: `result` may be views of its weights
+                # Before the slot turns to the next client: `result` may be views of its weights.
+                sink(result, client_id)
             self.slot.release(client)
             self._seconds[client_id] = self._seconds.get(client_id, 0.0) + perf_counter() - start
             yield client_id, result
