@@ -31,6 +31,7 @@ class KeyPair:
         self._key = X25519PrivateKey.from_private_bytes(private)
         self.private = private
         self.public = self._key.public_key().public_bytes_raw()
+        self._secrets: dict[bytes, bytes] = {}  # what was agreed on, by the other's public key
 
     @classmethod
     def new(cls, random: Random) -> KeyPair:
@@ -42,7 +43,9 @@ class KeyPair:
         Raises:
             ValueError: `public` is no key (a point of small order).
         """
-        return derive(self._key.exchange(X25519PublicKey.from_public_bytes(public)), purpose)
+        if public not in self._secrets:
+            self._secrets[public] = self._key.exchange(X25519PublicKey.from_public_bytes(public))
+        return derive(self._secrets[public], purpose)
 
 
 def derive(secret: bytes, purpose: bytes) -> bytes:

@@ -180,27 +180,29 @@ class _Exchange:
     def deal(self) -> None:
         """Shares for all neighbours: through the bulletin for those of other ranks."""
         roster = self.roster
-        clients = list(roster.members)
+        place = {client: index for index, client in enumerate(roster.members)}
         reach = max((len(n) for n in roster.neighbours.values()), default=0)
         rows = {}
+
+        def row(sender: ClientId, holder: ClientId) -> int:
+            return place[sender] * reach + roster.neighbours[sender].index(holder)
+
         handed: list[tuple[ClientId, ClientId, bytes]] = []
         for client, member in self._members.items():
             for holder, bundle in member.deal(roster).items():
                 if holder in self._members:
                     handed.append((client, holder, bundle))
                 else:
-                    row = clients.index(client) * reach + roster.neighbours[client].index(holder)
-                    rows[row] = member.seal(holder, bundle)
-        sealed = self._post(rows, len(clients) * reach, SEALED_BYTES)
+                    rows[row(client, holder)] = member.seal(holder, bundle)
+        sealed = self._post(rows, len(place) * reach, SEALED_BYTES)
         for client, holder, bundle in handed:
             self._members[holder].accept(client, bundle)
         for client, member in self._members.items():
-            for place, sender in ((i, c) for i, c in enumerate(clients) if c in roster.neighbours[client]):
-                if sender not in self._members:
-                    member.open(sender, sealed[place * reach + roster.neighbours[sender].index(client)])
-        for client, member in self._members.items():
+            elsewhere = [c for c in roster.neighbours[client] if c not in self._members]
+            for sender in elsewhere:
+                member.open(sender, sealed[row(sender, client)])
             if client not in self._who.lost:
-                self._masks += member.streams(c for c in roster.neighbours[client] if c not in self._members)
+                self._masks += member.streams(elsewhere)
 
     def send(self, part: Tensor, place: int) -> Tensor:
         """Mask this rank's sum, words [place, place + n) of the exchange; the sum over ranks of the own slice of it."""
@@ -229,11 +231,15 @@ class _Exchange:
         owners = list(roster.members)
         speakers = {owner: roster.speakers(owner, delivered) for owner in owners}
         reach = max((len(s) for s in speakers.values()), default=0)
+        asked: dict[ClientId, dict[ClientId, int]] = {}  # of each client of this rank, the owners, and the share's row
+        for place, owner in enumerate(owners):
+            for order, client in enumerate(speakers[owner]):
+                if client in self._members:
+                    asked.setdefault(client, {})[owner] = place * reach + order
         rows = {}
-        for client, member in self._members.items():
-            asked = [owner for owner in owners if client in speakers[owner]]
-            for owner, share in member.reveal(delivered, asked).items() if asked else ():
-                rows[owners.index(owner) * reach + speakers[owner].index(client)] = share
+        for client, wanted in asked.items():
+            for owner, share in self._members[client].reveal(delivered, list(wanted)).items():
+                rows[wanted[owner]] = share
         found = self._post(rows, len(owners) * reach, SHARE_BYTES)
         for place, owner in enumerate(owners):
             shares = {speaker: found[place * reach + i] for i, speaker in enumerate(speakers[owner])}

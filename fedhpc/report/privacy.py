@@ -1,4 +1,4 @@
-"""The privacy statement of a finished run on one page, from its config and its ledger: `fedhpc report RUN --privacy`."""
+"""What left each client in a finished run, on one page, from config and ledger: `fedhpc report RUN --privacy`."""
 
 from __future__ import annotations
 
