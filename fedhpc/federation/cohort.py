@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedhpc.comm.graph import COMPLETE, threshold
+from fedhpc.comm.graph import degree, threshold
 from fedhpc.config.schema import CohortConfig
 from fedhpc.interfaces import ClientId
 
@@ -65,7 +65,9 @@ def refuse_short_rounds(
         cohort = sample_cohort(clients, config, random_seed, index)
         left = len(cohort) - len(dropped(cohort, config, random_seed, index))
         after = config.dropout.when == "after"
-        needed = max(least, threshold(len(cohort))) if masked and after and len(cohort) <= COMPLETE else least
+        needed = (
+            max(least, threshold(len(cohort))) if masked and after and degree(len(cohort)) == len(cohort) - 1 else least
+        )
         if left < needed:
             reason = "; aggregation.secure takes masks off with more than half of them" if needed > least else ""
             raise ValueError(

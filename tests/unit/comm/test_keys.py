@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.comm.graph import COMPLETE, degree, neighbours, threshold
+from fedhpc.comm.graph import degree, neighbours, threshold
 from fedhpc.comm.keys import CHUNK_BYTES, KeyPair, add_streams, derive, seal, unseal
 from fedhpc.comm.shamir import PRIME, join, split
 
@@ -91,7 +91,7 @@ def test_the_prime_is_one() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- graphs
-@pytest.mark.parametrize("count", [2, 3, 32, 33, 100, 1000])
+@pytest.mark.parametrize("count", [2, 3, 32, 34, 50, 100, 1000])
 def test_graphs_are_regular_symmetric_and_connected(count: int) -> None:
     clients = [3 * c + 1 for c in range(count)]
     graph = neighbours(clients, b"seed")
@@ -102,9 +102,9 @@ def test_graphs_are_regular_symmetric_and_connected(count: int) -> None:
         frontier = [o for o in graph[frontier.pop()] if o not in reached] + frontier
         reached.update(frontier)
     assert reached == set(clients)
-    assert (graph != neighbours(clients, b"other")) == (count > COMPLETE)
+    assert (graph != neighbours(clients, b"other")) == (count >= 50)
 
 
 def test_degrees_grow_with_the_logarithm() -> None:
-    assert [degree(n) for n in (3, 32, 33, 64, 1000, 10**6)] == [2, 31, 24, 24, 40, 80]
+    assert [degree(n) for n in (3, 32, 33, 64, 1000, 10**6)] == [2, 31, 32, 48, 80, 160]
     assert [threshold(n) for n in (3, 4, 5, 25)] == [2, 3, 3, 13]
