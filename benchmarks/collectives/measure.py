@@ -113,9 +113,9 @@ def masked(collectives: Collectives, num_clients: int, numel: int, repeats: int)
 
 # -------------------------------------------------------------------------------------------------------------- rounds
 def rounds(secure: bool, num_rounds: int) -> dict[str, float]:
-    """Of the workload of benchmarks/rounds (cnn, 10 of 100 clients, 2 ranks): the median seconds of the rounds after the
-    first, and processor seconds a round of the whole process tree, from the end of the first to the end of the last but
-    one."""
+    """Of the workload of benchmarks/rounds (cnn, 10 of 100 clients, 2 ranks): the median seconds of the rounds after
+    the first, and processor seconds a round of the whole process tree, from the end of the first to that of the last
+    but one."""
     sys.path.insert(0, str(ROUNDS))
     import fedhpc_run
     import yaml

@@ -2,7 +2,7 @@
 
 A client masks against its neighbours and leaves shares of its secrets with them, so an exchange of n clients costs n k
 agreements. k grows with log n (SecAgg+: Bell et al. 2020, CCS). Of 1,000 clients each has 80 neighbours: where 200 are
-lost, some secret cannot be put together again with a probability below 1e-7 (union bound over hypergeometric tails); the
+lost, some secret cannot be put together again with a probability below 1e-7 (union bound, hypergeometric tails). The
 same holds for 200 curious clients that together hold enough shares of some client's secret.
 """
 

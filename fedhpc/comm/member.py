@@ -13,6 +13,7 @@ the key when it did not, never both. This module knows no ranks and no collectiv
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -50,18 +51,28 @@ class Roster:
     members: Mapping[ClientId, Announcement]
     neighbours: Mapping[ClientId, tuple[ClientId, ...]]
     points: Mapping[ClientId, int] = field(default_factory=dict)  # where the polynomials of shares are evaluated
+    hosts: Mapping[ClientId, int] = field(default_factory=dict)  # the rank that hosts a client, where that matters
 
     @classmethod
-    def of(cls, tag: bytes, members: Mapping[ClientId, Announcement], seed: bytes) -> Roster:
+    def of(
+        cls,
+        tag: bytes,
+        members: Mapping[ClientId, Announcement],
+        seed: bytes,
+        hosts: Mapping[ClientId, int] | None = None,
+    ) -> Roster:
         clients = sorted(members)
-        return cls(tag, members, neighbours(clients, seed), {c: i + 1 for i, c in enumerate(clients)})
+        return cls(tag, members, neighbours(clients, seed), {c: i + 1 for i, c in enumerate(clients)}, hosts or {})
 
     def holders(self, client: ClientId) -> tuple[ClientId, ...]:
         """Who holds shares of its secrets: its neighbours and itself."""
         return (*self.neighbours[client], client)
 
     def threshold(self, client: ClientId) -> int:
-        return threshold(len(self.neighbours[client]) + 1)
+        """Shares that give its secrets back: more than half of them, and more than any other rank holds by itself."""
+        elsewhere = Counter(self.hosts[c] for c in self.neighbours[client] if c in self.hosts)
+        elsewhere.pop(self.hosts.get(client, -1), None)
+        return max(threshold(len(self.neighbours[client]) + 1), 1 + max(elsewhere.values(), default=0))
 
     def speakers(self, owner: ClientId, delivered: frozenset[ClientId]) -> tuple[ClientId, ...]:
         """The holders that reveal their shares of the owner's secret: as many as are needed, of those still there.
@@ -77,7 +88,7 @@ class Roster:
                 f"the masked sum {self.tag.decode()} cannot be unmasked: {needed} of the {len(self.holders(owner))} "
                 f"holders of client {owner}'s shares are needed, {len(left)} are left after clients "
                 f"{', '.join(map(str, lost[:10]))}{' and others' if len(lost) > 10 else ''} were lost; "
-                "set a lower cohort.dropout.probability, or a larger cohort"
+                "set a lower cohort.dropout.probability, a larger cohort, or more ranks: none may hold enough alone"
             )
         return tuple(left[:needed])
 

@@ -163,7 +163,9 @@ class _Exchange:
                 self._slots[client] = slot - 1
                 self._flags[client] = row[ANNOUNCEMENT_BYTES + SLOT_BYTES :]
         graph = seed.to_bytes(8) + self._tag
-        self.roster = Roster.of(self._tag, members, graph)
+        # Of two ranks each knows what the other's clients come to anyhow: the sum less its own.
+        hosts = self._slots if self._collectives.mesh.num_slots > 2 else None
+        self.roster = Roster.of(self._tag, members, graph, hosts)
 
     def refuse_few(self, least: int, present: Mapping[ClientId, Announcement] | frozenset[ClientId]) -> None:
         """Raises ProtocolError when a part has contributors among those present, but fewer than `least`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,7 +83,11 @@ def test_any_drop_pattern_that_leaves_enough_gives_the_sum_and_others_are_refuse
         with pytest.raises(ProtocolError, match=r"contributors, but aggregation.min_contributors = 3"):
             together(case["world"], play, case["bucket_bytes"])
         return
-    if len(left) < threshold(len(inputs)):
+    needed = threshold(len(inputs))
+    if case["world"] > 2:  # and more than any rank has of another's
+        sizes = Counter(case["hosts"].values())
+        needed = max([needed, *(size + 1 for size in sizes.values() if size < len(inputs))])
+    if len(left) < needed:
         with pytest.raises(ProtocolError, match=r"holders of client \d+'s shares are needed, \d are left"):
             together(case["world"], play, case["bucket_bytes"])
         return
@@ -91,6 +96,16 @@ def test_any_drop_pattern_that_leaves_enough_gives_the_sum_and_others_are_refuse
         assert torch.equal(total, expected)
         assert entries[0].by == tuple(sorted(left))
         assert entries[0].lost == tuple(sorted(case["lost"]))
+
+
+def test_no_rank_holds_enough_shares_of_anothers_client() -> None:
+    """Three ranks, of which one hosts three of five clients: it must not be able to look into the others alone."""
+    hosts = {0: 0, 1: 1, 2: 2, 3: 2, 4: 2}
+    inputs = {c: torch.arange(NUMEL) for c in hosts}
+    for total, _, _ in together(3, lambda ranks: exchange(ranks, inputs, hosts, frozenset({4}))):
+        assert torch.equal(total, 4 * torch.arange(NUMEL))
+    with pytest.raises(ProtocolError, match="4 of the 5 holders of client [01]'s shares are needed, 3 are left"):
+        together(3, lambda ranks: exchange(ranks, inputs, hosts, frozenset({3, 4})))
 
 
 def test_a_sparse_graph_recovers_too() -> None:
