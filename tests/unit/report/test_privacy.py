@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
+from fedhpc.cli import app
 from fedhpc.report.privacy import read_statement, sentences, size, tables
 
 
@@ -75,3 +77,12 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     assert [size(n) for n in (0, 1023, 1536, 20 << 20, 3 << 40)] == ["0 B", "1023 B", "1.5 KiB", "20 MiB", "3.0 TiB"]
+
+
+def test_the_command_prints_it_and_takes_no_metric(tmp_path: Path) -> None:
+    run = str(finished(tmp_path / "run", [entry("reduce", "net")], secure=False))
+    shown = CliRunner().invoke(app, ["report", run, "--privacy"])
+    assert shown.exit_code == 0, shown.output
+    assert "run: summed over clients" in shown.output and "Sums were NOT masked" in shown.output
+    assert CliRunner().invoke(app, ["report", run, "--privacy", "--metric", "R@1"]).exit_code == 2
+    assert CliRunner().invoke(app, ["report", str(tmp_path), "--privacy"]).exit_code == 2
