@@ -33,6 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fedhpc", "fedhpc.*"]),
     install_requires=[
+        "cryptography>=43",
         "h5py>=3.10",
         "matplotlib>=3.8",
         "numpy>=1.26",

@@ -24,6 +24,7 @@ from fedhpc.client.engine import ClientEngine, Engine
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives, RankLost
 from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.secure import Masks
 from fedhpc.comm.sums import Sums
 from fedhpc.completion.features import with_features
 from fedhpc.completion.parts import Ranks
@@ -44,6 +45,7 @@ from fedhpc.data.public import public_batches
 from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, public_rows, unseen_clients
 from fedhpc.data.tabular import num_columns
 from fedhpc.federation.checkpoint import Checkpoints
+from fedhpc.federation.cohort import refuse_short_rounds
 from fedhpc.federation.digest import final_sha256
 from fedhpc.federation.evaluate import ClassificationScorer, JointScorer, RetrievalScorer, summarise
 from fedhpc.federation.federation import SlotFederation
@@ -128,7 +130,7 @@ class RunTask:
                 "split": config.evaluation.final_split,
                 "clients": [
                     {"name": sites[c], "train_rows": len(records[c].rows.train), "metrics": metrics}
-                    for c, metrics in zip(run.evaluated, per_client, strict=True)
+                    for c, metrics in (zip(run.evaluated, per_client, strict=True) if config.shows_clients else ())
                 ],
                 "summary": summary(run, per_client),
                 "combinations": combination_summary(run, sites, per_client),
@@ -145,7 +147,7 @@ class RunTask:
                 "ranks": runtime.mesh.world,
             }
         if isinstance(run.reporter, RunReporter):
-            run.reporter.finish(results)
+            run.reporter.finish(results, run.fed.collectives.ledger.close_round(config.rounds))
             if config.report.plots:
                 draw(self.run_dir, list(SHOWN[config.model.kind]))
         return results
@@ -170,7 +172,7 @@ def build(
     # --- the cluster
     ledger = Ledger()
     collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
-    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
+    sums = build_sums(config, collectives)
     # --- what their rows lack
     spec = data_spec(packed, config)
     check_pixels(config, spec)
@@ -218,6 +220,8 @@ def build(
         keep_optimizer = own and not upstream
     local_blocks = [*config.aggregation.local_blocks, *(holdings.private if holdings is not None else ())]
     stateful = algorithm.stateful or keep_optimizer or bool(local_blocks)
+    least = 1 if sums.masks is None else sums.masks.min_contributors
+    refuse_short_rounds(trainers, config.cohort, config.random_seed, config.rounds, least, sums.masks is not None)
     # --- the model and its data
     if holdings is not None:
         assert isinstance(config.model, FusionConfig)
@@ -267,7 +271,8 @@ def build(
     reporter: RunReporter | SilentReporter = SilentReporter()
     if runtime.is_first:
         shown = {metric: heading for metric, heading in SHOWN[config.model.kind].items() if metric in scorer.names}
-        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], shown)
+        names = [sites[c] for c in evaluated] if config.shows_clients else [f"mean of {len(evaluated)} clients"]
+        reporter = RunReporter(run_dir, config, names, shown)
 
     def locate(where: str) -> None:
         runtime.where[0] = where
@@ -286,6 +291,13 @@ def build(
         locate,
     )
     return run, sites, reporter.close
+
+
+def build_sums(config: RunConfig, collectives: Collectives) -> Sums:
+    """Plain, or masked."""
+    how = config.aggregation
+    masks = Masks(collectives, how.min_contributors, config.random_seed) if how.secure else None
+    return Sums(collectives, how.arithmetic, how.fraction_bits, how.ring_bits, masks)
 
 
 def build_engines(

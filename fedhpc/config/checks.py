@@ -26,6 +26,7 @@ from fedhpc.config.checks_distillation import check_distillation, idle_in_distil
 from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
 from fedhpc.config.checks_joint import check_joint, idle_in_joint
 from fedhpc.config.checks_robust import ROBUST_CHECKS
+from fedhpc.config.checks_secure import check_secure, idle_in_secure
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
@@ -63,6 +64,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         check_fusion(config),
         check_joint(config),
         sharding_problems(config),
+        check_secure(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -108,7 +110,7 @@ def _idle_in_algorithm(config: RunConfig, add: Add) -> None:
     algorithm = config.algorithm
     if isinstance(algorithm, (LocalConfig, *POOLED)):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
-        add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
+        add("cohort", "size fraction dropout", f"with algorithm.name: {algorithm.name}, where {everyone}")
     if isinstance(algorithm, (*POOLED, *OWN_MODELS)):
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges no weights")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
@@ -127,6 +129,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
     idle_in_fusion(config, add)
     idle_in_joint(config, add)
+    idle_in_secure(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")

@@ -245,6 +245,16 @@ class FitConfig(Section):
         return self
 
 
+class DropoutConfig(Section):
+    """Clients that are lost in a round, on purpose: what one of them would have put into it is missing."""
+
+    probability: float = Field(gt=0, lt=1)
+    """Of every client of the cohort, in every round: a pure function of (random_seed, round)."""
+    when: Literal["before", "after"] = "before"
+    """before: they never begin, and the cohort is smaller. after: they are lost in the round's first exchange, after
+    their neighbours have masked against them, so that masks must be recovered (docs/security.md)."""
+
+
 class CohortConfig(Section):
     """Which clients take part in a round: a pure function of (random_seed, round)."""
 
@@ -252,6 +262,7 @@ class CohortConfig(Section):
     """Clients a round, drawn without replacement. All of them when neither is set."""
     fraction: float | None = Field(None, gt=0, le=1)
     """The same as a share of all clients (rounded, at least one)."""
+    dropout: DropoutConfig | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> CohortConfig:
@@ -267,6 +278,12 @@ class AggregationConfig(Section):
     """fixed_point: exact 64-bit integer sums, so any number of ranks gives the same bits. float32: half the bytes."""
     fraction_bits: int = Field(32, ge=8, le=52)
     """Bits behind the binary point. Fewer bits leave more range for large weights or values."""
+    ring_bits: Literal[32, 64] = 64
+    """Integers of fixed_point. 32: half the bytes, with fraction_bits: 20 or less; range is checked all the same."""
+    secure: bool = False
+    """Mask what every rank sends, so that only sums over clients become known to others (docs/security.md)."""
+    min_contributors: int = Field(3, ge=3)
+    """Under `secure`: a sum that fewer clients put something into is refused."""
     bucket_mib: int = Field(256, ge=1)
     """Contributions travel in buckets of this size."""
     local_blocks: list[str] = Field(default_factory=list)
@@ -288,6 +305,9 @@ class EvaluationConfig(Section):
     """Fusion: 95 % intervals from this many bootstrap resamples of patients, by client and combination. 0: none."""
     match: list[str] | None = None
     """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
+    clients: Literal["shown", "mean"] | None = None
+    """shown: all ranks see every client's metrics, and tables list them. mean: only their means over clients become
+    known, as sums. Default: mean under aggregation.secure, else shown."""
 
 
 class MeshConfig(Section):
@@ -374,6 +394,12 @@ class RunConfig(Section):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @property
+    def shows_clients(self) -> bool:
+        """Whether an evaluation shows every client's metrics."""
+        default = "mean" if self.aggregation.secure else "shown"
+        return (self.evaluation.clients or default) == "shown"
 
     @model_validator(mode="before")
     @classmethod

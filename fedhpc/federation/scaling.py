@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedhpc.comm.secure import Contributors
 from fedhpc.comm.sums import Sums
 from fedhpc.data.tabular import Scaling
 from fedhpc.interfaces import ClientId
@@ -30,12 +31,13 @@ def federated_scaling(
     Every rank calls this.
     """
     mesh = sums.collectives.mesh
-    mine = [rows for place, rows in enumerate(owners.values()) if place % mesh.num_slots == mesh.slot]
-    parts = [torch.from_numpy(np.asarray(values[rows.numpy()], np.float64)) for rows in mine]
+    mine = {c: rows for place, (c, rows) in enumerate(owners.items()) if place % mesh.num_slots == mesh.slot}
+    parts = [torch.from_numpy(np.asarray(values[rows.numpy()], np.float64)) for rows in mine.values()]
     columns = values.shape[1]
 
     def total(terms: list[Tensor], kinds: int) -> Tensor:
-        return sums.total(terms, (kinds, columns), len(owners), device).cpu()
+        who = Contributors(tuple(owners), ("the scaling of columns",), dict.fromkeys(mine, (True,)))
+        return sums.total(terms, (kinds, columns), len(owners), device, who, what="scaling").cpu()
 
     count, nonzero, exponents = total([_magnitudes(x) for x in parts], 3)
     unit = torch.exp2((exponents / nonzero.clamp(min=1)).round())

@@ -107,8 +107,10 @@ class RunReporter:
                         {f"{metric} mean": sum(values) / len(values), f"{metric} worst": min(values)},
                     )
 
-    def finish(self, results: Mapping[str, Any]) -> None:
-        """results.json and the table of the final evaluation, on standard output."""
+    def finish(self, results: Mapping[str, Any], page: Mapping[str, Any]) -> None:
+        """results.json and the table of the final evaluation, on standard output. page: the ledger's last one, of what
+        was exchanged after the last round."""
+        _append(self._folder / "ledger.jsonl", page)
         (self._folder / "results.json").write_text(json.dumps(_finite(results), indent=1))
         self.close()
         console = Console()
