@@ -39,9 +39,9 @@ def nudged(config: str, overrides: list[str], folder: str, seed: int) -> dict[st
     """`play`, with initial weights moved by about one unit in the last place."""
     import torch
 
-    from fedhpc import task
+    from fedhpc import build as built
 
-    build = task.build_model
+    build = built.build_model
 
     def build_nudged(*arguments: Any) -> Any:
         module = build(*arguments)
@@ -52,7 +52,7 @@ def nudged(config: str, overrides: list[str], folder: str, seed: int) -> dict[st
                 parameter.mul_(1 + 1.2e-7 * noise)
         return module
 
-    task.build_model = build_nudged
+    built.build_model = build_nudged
     return play(config, overrides, folder)
 
 

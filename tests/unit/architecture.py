@@ -29,7 +29,10 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "spawn": frozenset({"runtime", "process", "exit_codes"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
     "run_folder": frozenset({"config"}),
-    "task": BELOW_FEDERATION | {"completion", "process", "runtime", "report", "run_folder", "federation"},
+    "population": BELOW_FEDERATION | {"completion", "report"},
+    "examples": BELOW_FEDERATION | {"completion", "federation", "population"},
+    "build": BELOW_FEDERATION | {"completion", "runtime", "report", "federation", "population", "examples"},
+    "task": BELOW_FEDERATION | {"process", "runtime", "report", "run_folder", "federation", "population", "build"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
     "export_card": frozenset({"config", "data", "downstream", "models"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
@@ -38,7 +41,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
     "cli_complete": frozenset({"cli_shared", "completion"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
-    "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
+    "planning": BELOW_FEDERATION | {"runtime", "federation", "build", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "environment", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {
