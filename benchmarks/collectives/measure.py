@@ -112,47 +112,56 @@ def masked(collectives: Collectives, num_clients: int, numel: int, repeats: int)
 
 
 # -------------------------------------------------------------------------------------------------------------- rounds
-def rounds(secure: bool, num_rounds: int) -> dict[str, float]:
-    """Of the workload of benchmarks/rounds (cnn, 10 of 100 clients, 2 ranks): the median seconds of the rounds after
-    the first, and processor seconds a round of the whole process tree, from the end of the first to that of the last
-    but one."""
+def workload(folder: Path) -> Path:
+    """The workload of benchmarks/rounds (cnn, 10 of 100 clients, 2 ranks) as a packed file and a config."""
     sys.path.insert(0, str(ROUNDS))
     import fedhpc_run
     import yaml
-    from processes import tree_cpu_seconds
     from workload import parse, parser
 
-    argv, sys.argv = sys.argv, ["x", "--model", "cnn", "--ranks", "2", "--rounds", str(num_rounds)]
+    argv, sys.argv = sys.argv, ["x", "--model", "cnn", "--ranks", "2", "--rounds", "1000"]
     arguments = parse(parser(""))
     sys.argv = argv
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fedhpc_run.pack(folder / "random.h5", arguments.num_clients, arguments.seed)
-        config = fedhpc_run.config(arguments, folder / "random.h5") | {"aggregation": {"secure": secure}}
-        (folder / "run.yaml").write_text(yaml.safe_dump(config))
-        command = [
-            sys.executable,
-            "-m",
-            "fedhpc.cli",
-            "run",
-            str(folder / "run.yaml"),
-            "--run-dir",
-            str(folder / "run"),
-        ]
-        metrics = folder / "run" / "metrics.jsonl"
-        processor: dict[int, float] = {}  # rounds that had ended -> processor seconds
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen([*command, "--ranks", "2"], stdout=log, stderr=log)
-            while process.poll() is None:
-                done = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-                if 0 < done < num_rounds and done not in processor:
-                    processor[done] = tree_cpu_seconds(process.pid)
-                time.sleep(0.02)
-        if process.returncode:
-            sys.exit(f"fedhpc run ended with {process.returncode}:\n{(folder / 'log').read_text()}")
-        seconds = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()][1:]
-    first, last = min(processor), max(processor)
-    return {"seconds": median(seconds), "cpu_seconds": (processor[last] - processor[first]) / (last - first)}
+    fedhpc_run.pack(folder / "random.h5", arguments.num_clients, arguments.seed)
+    config = fedhpc_run.config(arguments, folder / "random.h5") | {"aggregation": {"secure": True}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder / "run.yaml"
+
+
+def rounds(collectives: Collectives, config: str, folder: str, repeats: int) -> list[dict[str, list[float]]]:
+    """Wall and processor seconds of this rank for plain and masked rounds in turn: [{"plain": [wall, processor],
+    "masked": ...}], without the first pair. One run whose masks are taken off and put on again."""
+    from types import SimpleNamespace
+
+    from fedhpc.config.load import load_config
+    from fedhpc.data.hdf5 import PackedFile
+    from fedhpc.task import build, data_path
+
+    resolved = load_config(Path(config))
+    runtime: Any = SimpleNamespace(
+        device=torch.device("cpu"), mesh=collectives.mesh, is_first=False, where=[""], must_stop=lambda seconds: False
+    )
+    found = []
+    with PackedFile(data_path(resolved)) as packed:
+        run, _, close = build(resolved, packed, runtime, Path(folder))
+        run.algorithm.setup(run.fed)
+        masks = run.fed._sums.masks
+        for pair in range(repeats + 1):
+            taken = {}
+            for kind in ("plain", "masked") if pair % 2 else ("masked", "plain"):
+                run.fed._sums.masks = masks if kind == "masked" else None
+                processor = time.process_time()
+
+                def play(index: int = pair) -> None:  # the same clients in both
+                    run.fed.begin(index)
+                    run.algorithm.round(run.fed, index)
+                    run.fed.end(False)
+
+                wall = timed(play)
+                taken[kind] = [wall, time.process_time() - processor]
+            found.append(taken)
+        close()
+    return found[1:]
 
 
 # ------------------------------------------------------------------------------------------------------------- streams
