@@ -90,7 +90,7 @@ class _Entry:
         self.gone = False  # no one has the parameter any more
 
     def flat(self) -> Tensor:
-        return torch.empty(0, dtype=torch.float32).set_(self.storage, 0, (self.nbytes // 4,), (1,))  # type: ignore[call-overload,no-any-return]
+        return torch.empty(0, dtype=torch.float32).set_(self.storage, 0, (self.nbytes // 4,), (1,))
 
 
 class Stowing(TorchDispatchMode):
@@ -118,7 +118,7 @@ class Stowing(TorchDispatchMode):
                 with _disable_current_modes():
                     stowing._take(param)
 
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
         safetensors.torch.load_file = self._load_one_by_one
         return super().__enter__()
 
