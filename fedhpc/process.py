@@ -68,7 +68,7 @@ def settle() -> None:
 def let_threads_rest(patience_s: float = 2.0) -> None:
     """Wait until no other thread of this process runs, or is about to (Linux).
 
-    A worker thread of torch.distributed drops the tensors of the last collective a moment after its caller has gone on.
+    A thread of gloo drops the tensors of the last collective a moment after its caller has gone on.
     It needs the interpreter for that; where this one is being taken down by then, the process is aborted.
     """
     tasks, me = Path("/proc/self/task"), str(threading.get_native_id())
