@@ -33,6 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["fedhpc", "fedhpc.*"]),
     install_requires=[
+        "cryptography>=43",
         "h5py>=3.10",
         "matplotlib>=3.8",
         "numpy>=1.26",
@@ -59,8 +60,10 @@ setup(
         "mpi": ["mpi4py>=4"],
         "sharded": ["deepspeed>=0.19"],
         "dicom": ["pydicom>=3"],
+        "generate": ["diffusers>=0.35"],
         "sheets": ["openpyxl>=3.1", "xlrd>=2"],
         "dev": [
+            "diffusers>=0.35",
             "hypothesis>=6",
             "mpi4py>=4",
             "mypy>=1.13",

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedhpc import cli_launch, cli_machine
+from fedhpc import cli_complete, cli_launch, cli_machine
 from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run, wide_console
 from fedhpc.data.packers.cli import pack_app
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedhpc.process import Stop
 
 app = typer.Typer(
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(pack_app, name="pack")
 cli_launch.register(app)
+cli_complete.register(app)
 cli_machine.register(app, pack_app)
 
 
@@ -142,11 +145,16 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is the baseline.")],
     metric: Annotated[list[str] | None, typer.Option(help="Only this, as R@5 or recall_at_5; may be repeated.")] = None,
+    privacy: Annotated[bool, typer.Option("--privacy", help="What left each client, in place of the tables.")] = False,
 ) -> None:
     """Compare finished runs in one table: mean and worst client, over random seeds, and paired with the first."""
+    console = wide_console()
+    if privacy:
+        if metric:
+            raise fail("--privacy shows no metrics; leave --metric out")
+        return _show_privacy(runs, console)
     from fedhpc.report.compare import comparison, differences, paired, read_arms, unseen
 
-    console = wide_console()
     try:
         arms = read_arms(runs)
         tables = [table(arms, metric or ()) for table in (comparison, paired, unseen)]
@@ -173,6 +181,20 @@ def export(
     except (ValueError, OSError) as error:
         raise fail(str(error)) from error
     typer.echo(f"written to {to}; begin with {to / 'README.md'}")
+
+
+def _show_privacy(runs: list[Path], console: Console) -> None:
+    from fedhpc.report.privacy import read_statement, sentences, tables
+
+    for folder in runs:
+        try:
+            statement = read_statement(folder)
+        except ValueError as error:
+            raise fail(str(error)) from error
+        for table in tables(statement):
+            console.print(table)
+        for line in sentences(statement):
+            console.print(line, highlight=False)
 
 
 def _play(resolved: Any, folder: Path, accept_changes: bool, rank: int, world: int, stop: Stop) -> None:

@@ -138,6 +138,8 @@ def plan(
     wide_console().print(table(made, resolved.rounds))
     for line in sentences(made, latency_us is not None or bandwidth_gbit is not None):
         typer.echo(line)
+    if resolved.aggregation.secure:
+        typer.echo("What masks cost (aggregation.secure) is not in these numbers; see docs/security.md.")
 
 
 def _counts(text: str) -> list[int]:

@@ -118,6 +118,19 @@ Blocks = Mapping[BlockName, Block]
 
 # ----------------------------------------------------------------------------------------------------------- data
 @dataclass(frozen=True)
+class FusionSpec:
+    """What a classifier over several modalities must know of who holds what. A combination is the modalities of a
+    client, in the model's order."""
+
+    columns: Mapping[str, int] = field(default_factory=dict)  # of each tabular modality
+    heads: tuple[tuple[str, ...], ...] = ()  # combinations that have a classifier
+    head_of: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)  # where it is another's
+    probes: tuple[str, ...] = ()  # modalities with a classifier that does not move them
+    beside: Literal["none", "single", "all"] = "none"  # further heads that train with a client's own: those of its
+    # single modalities, or of all combinations within what it holds
+
+
+@dataclass(frozen=True)
 class DataSpec:
     """What a model must know of the data to be built: identical on every rank."""
 
@@ -127,6 +140,7 @@ class DataSpec:
     max_tokens: int = 0
     pad_token: int = 0
     num_classes: int = 0  # of data.label; 0 when none is learned
+    fusion: FusionSpec = field(default_factory=FusionSpec)
 
 
 # -------------------------------------------------------------------------------------------------------- clients
@@ -250,6 +264,9 @@ class Client(Protocol):
 
     def forward(self, batch: Batch, output: str) -> Tensor:
         """One named output of the model in eval mode, without gradients: "image", "text", "logits", ..."""
+
+    def outputs(self, batch: Batch) -> Mapping[str, Tensor]:
+        """All outputs of the model in eval mode, without gradients."""
 
     def reference(self, blocks: Blocks, name: str = "anchor") -> Callable[[Batch], Mapping[str, Tensor]]:
         """All outputs of the model under other weights, without gradients: an anchor for objectives.

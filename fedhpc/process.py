@@ -42,8 +42,11 @@ class Stop:
             signal.signal(number, handler)
 
 
-def keep_heap() -> None:
+def keep_heap(largest: int = 32 << 20) -> None:
     """Stop glibc from handing freed memory back between steps, up to 1 GiB of it.
+
+    largest: bytes; what is larger is handed back all the same. Of a large model's tensors the heap would keep gigabytes
+    in holes between others.
 
     A training step frees its activations at its end; glibc then shrinks the heap and grows it again in the next step:
     hundreds of page faults a step, up to a tenth of the time of a small network on a CPU (benchmarks/README.md).
@@ -52,7 +55,7 @@ def keep_heap() -> None:
         return
     trim_threshold, mmap_threshold = -1, -3  # parameter numbers of mallopt(3)
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(mmap_threshold, 32 << 20)  # the most that glibc takes
+    mallopt(mmap_threshold, largest)  # 32 MiB are the most that glibc takes
     mallopt(trim_threshold, 1 << 30)
 
 

@@ -14,8 +14,18 @@ from fedhpc.config.load import dump_config
 from fedhpc.config.schema import RunConfig
 
 NOISY_LABELS = "noisy_labels.csv"  # see data/noise.py
+MISSING = "missing.csv"  # see data/missing.py
 LAUNCHES = "launches.jsonl"  # what was submitted, started, ended and queued again: see launching/journal.py
-RUN_FILES = ("config.yaml", "metrics.jsonl", "ledger.jsonl", "evaluation.jsonl", "results.json", NOISY_LABELS, LAUNCHES)
+RUN_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "ledger.jsonl",
+    "evaluation.jsonl",
+    "results.json",
+    NOISY_LABELS,
+    MISSING,
+    LAUNCHES,
+)
 RUN_FOLDERS = ("checkpoints", "tensorboard", "plots", "logs", "downstream", "slurm")
 # May differ between a run and its resumption without changing any result.
 FREE_KEYS = (
@@ -47,12 +57,21 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return changes
 
 
+def _as_now(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the keys that have been added since: their defaults leave runs as they were."""
+    try:
+        known: dict[str, Any] = yaml.safe_load(dump_config(RunConfig.model_validate(stored)))
+    except ValueError:  # of a version whose keys had other names
+        return stored
+    return known
+
+
 def refuse_other_config(folder: Path, config: RunConfig) -> None:
     """Raises ValueError when the folder holds checkpoints of a run whose result would have been another."""
     stored = folder / "config.yaml"
     if not stored.exists() or not (folder / "checkpoints").exists():
         return
-    changes = changed_keys(yaml.safe_load(stored.read_text()), yaml.safe_load(dump_config(config)))
+    changes = changed_keys(_as_now(yaml.safe_load(stored.read_text())), yaml.safe_load(dump_config(config)))
     if changes:
         raise ValueError(
             f"{folder} holds a run with another config: "

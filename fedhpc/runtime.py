@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # torch is imported when a rank starts: whoever only starts r
     from fedhpc.comm.rendezvous import Met
 
 STORE_FD = "FEDHPC_STORE_FD"  # `fedhpc run --ranks N` hands rank 0 a listening socket: no race for a free port
+LARGEST_ON_HEAP = 1 << 20  # bytes, of a sharded model: its tensors are what memory is scarce for
 USER_ERRORS = (ValueError, FloatingPointError, OSError)  # exit code 2: starting again would not help
 
 
@@ -202,6 +203,8 @@ class Runtime:
         """What DeepSpeed reads from the environment when it is imported and when it starts."""
         os.environ.setdefault("LOCAL_RANK", str(self.launch.local_rank))
         os.environ["DS_ACCELERATOR"] = self.device.type
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would read tensors ahead of who deals them out
+        keep_heap(largest=LARGEST_ON_HEAP)
 
     def __enter__(self) -> Runtime:
         return self

@@ -4,47 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-import fedhpc
-from fedhpc.algorithms.objectives import build_loss
-from fedhpc.algorithms.registry import build_algorithm
-from fedhpc.client.client import ClientRecord, Rows, derived_seed
-from fedhpc.client.engine import ClientEngine, Engine
-from fedhpc.client.slot import Slot
-from fedhpc.comm.collectives import Collectives, RankLost
-from fedhpc.comm.ledger import Ledger
-from fedhpc.comm.sums import Sums
-from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, CentralisedConfig
-from fedhpc.config.schema import ClassifierConfig, RunConfig
-from fedhpc.data.batches import BatchMaker, Source
+from fedhpc.build import build, versions
+from fedhpc.comm.collectives import RankLost
+from fedhpc.config.schema import FusionConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.noise import FILE as NOISY_LABELS
-from fedhpc.data.noise import noisy_labels, write_noise
 from fedhpc.data.packers.phantom import ensure_phantom
-from fedhpc.data.partition import ClientRows
-from fedhpc.data.public import held_out_rows, public_batches
-from fedhpc.data.select import client_rows, data_spec, label_column, match_groups, unseen_clients, usable_rows
-from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.digest import final_sha256
-from fedhpc.federation.evaluate import ClassificationScorer, RetrievalScorer
-from fedhpc.federation.federation import SlotFederation
+from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.rounds import Run, run_rounds, summary
-from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
-from fedhpc.models.zoo import build_model, build_networks
+from fedhpc.interfaces import ClientId
+from fedhpc.population import COMBINATION
 from fedhpc.process import Stop, settle
 from fedhpc.report.plots import draw
-from fedhpc.report.reporter import RunReporter, SilentReporter
-from fedhpc.report.shown import SHOWN, UNSEEN
+from fedhpc.report.reporter import RunReporter
+from fedhpc.report.shown import SHOWN
 from fedhpc.run_folder import refuse_other_config, write_config
 from fedhpc.runtime import Runtime
 
@@ -116,9 +96,10 @@ class RunTask:
                 "split": config.evaluation.final_split,
                 "clients": [
                     {"name": sites[c], "train_rows": len(records[c].rows.train), "metrics": metrics}
-                    for c, metrics in zip(run.evaluated, per_client, strict=True)
+                    for c, metrics in (zip(run.evaluated, per_client, strict=True) if config.shows_clients else ())
                 ],
                 "summary": summary(run, per_client),
+                "combinations": combination_summary(run, sites, per_client),
                 "sha256": sha,
                 "sha256_of": "shared" if run.algorithm.shared else "clients",
                 "data": {
@@ -132,7 +113,7 @@ class RunTask:
                 "ranks": runtime.mesh.world,
             }
         if isinstance(run.reporter, RunReporter):
-            run.reporter.finish(results)
+            run.reporter.finish(results, run.fed.collectives.ledger.close_round(config.rounds))
             if config.report.plots:
                 draw(self.run_dir, list(SHOWN[config.model.kind]))
         return results
@@ -146,157 +127,19 @@ def data_path(config: RunConfig) -> Path:
     return config.data.path
 
 
-def build(
-    config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path
-) -> tuple[Run, dict[ClientId, str], Any]:
-    """Everything that a rank needs, the same on every rank but for what it hosts."""
-    device = runtime.device
-    algorithm: Algorithm = build_algorithm(config.algorithm)
-    # --- who holds what
-    dealt = client_rows(packed, config)
-    sites = {c.id: c.site for c in dealt}
-    modalities = frozenset(packed.modalities)
-    records = {
-        c.id: ClientRecord(c.id, c.site, Rows(*(torch.from_numpy(r) for r in (c.train, c.val, c.test))), modalities)
-        for c in dealt
+def combination_summary(
+    run: Run, sites: Mapping[ClientId, str], per_client: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Of a classifier over several modalities: each combination's metrics on the held-out rows of all clients, and
+    their mean, worst and best. Empty for other models."""
+    if not isinstance(run.config.model, FusionConfig):
+        return {}
+    rows = {
+        sites[c].removeprefix(COMBINATION): metrics
+        for c, metrics in zip(run.evaluated, per_client, strict=True)
+        if sites[c].startswith(COMBINATION)
     }
-    evaluated = tuple(records)
-    unseen = unseen_clients(config, dealt)
-    sites |= {c: f"{sites[c]}{UNSEEN}" for c in unseen}
-    trainers: Sequence[ClientId] = tuple(c for c in evaluated if c not in unseen)
-    if config.algorithm.name == "centralised":
-        everything = torch.cat([records[c].rows.train for c in trainers]).sort().values
-        trainers = (len(records),)
-        none = torch.empty(0, dtype=torch.int64)
-        records[trainers[0]] = ClientRecord(trainers[0], "all", Rows(everything, none, none), modalities)
-    check_losses(algorithm, config.algorithm.name, [records[c] for c in trainers])
-    keep_optimizer = config.fit.optimizer.keep_state
-    if keep_optimizer is None:
-        upstream = getattr(config.algorithm, "variant", "sound") == "upstream"
-        own = isinstance(config.algorithm, (CentralisedConfig, *OWN_MODELS))
-        keep_optimizer = own and not upstream
-    stateful = algorithm.stateful or keep_optimizer or bool(config.aggregation.local_blocks)
-    # --- the model and its data
-    spec = data_spec(packed, config)
-    check_pixels(config, spec)
-    engines = build_engines(config, spec, runtime)
-    given: dict[str, torch.Tensor] = {}
-    scorer: RetrievalScorer | ClassificationScorer
-    if isinstance(config.model, ClassifierConfig):
-        label = f"label/{label_column(packed, config)}"
-        columns = {"image": "image", "label": label}
-        scorer = ClassificationScorer(torch.from_numpy(packed.read(label)).long())
-        if config.noise is not None:
-            given["label"] = trained_labels(config, packed, dealt, run_dir if runtime.is_first else None)
-    else:
-        columns = {"image": "image", "tokens": "tokens"}
-        group = torch.from_numpy(match_groups(packed, config.evaluation.match))
-        scorer = RetrievalScorer(group, config.evaluation.batch_size)
-    source = Source(packed, columns, config.data.memory_mib, given)
-    maker = BatchMaker(source, config.data, device, config.fit.channels_last)
-    public: list[Batch] = []
-    if isinstance(config.algorithm, ON_PUBLIC_DATA):
-        held_out = held_out_rows(packed, config, usable_rows(packed, config))
-        public = public_batches(packed, config, spec, held_out, device)
-    slot = Slot(engines, maker, records, config.random_seed, config.rounds, keep_optimizer, stateful, scorer)
-    # --- the cluster
-    ledger = Ledger()
-    collectives = Collectives(runtime.mesh, ledger, config.aggregation.bucket_mib << 20)
-    sums = Sums(collectives, config.aggregation.arithmetic, config.aggregation.fraction_bits)
-    fed = SlotFederation(
-        slot, collectives, sums, trainers, config.cohort, config.random_seed, stateful, algorithm.reveals, public
-    )
-    # --- what people see
-    reporter: RunReporter | SilentReporter = SilentReporter()
-    if runtime.is_first:
-        reporter = RunReporter(run_dir, config, [sites[c] for c in evaluated], SHOWN[config.model.kind])
-
-    def locate(where: str) -> None:
-        runtime.where[0] = where
-
-    run = Run(
-        config,
-        fed,
-        algorithm,
-        Checkpoints(run_dir / "checkpoints", config.checkpoint.keep, collectives, device),
-        reporter,
-        scorer.names,
-        evaluated,
-        unseen,
-        {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
-        runtime.must_stop,
-        locate,
-    )
-    return run, sites, reporter.close
-
-
-def build_engines(config: RunConfig, spec: DataSpec, runtime: Runtime) -> list[ClientEngine]:
-    """One for all clients, or one for each of model.networks, which starts from weights of its own; on this rank's
-    device, or on those of all ranks of its slot."""
-    loss, model = build_loss(config), config.model
-
-    def module(*item: int) -> nn.Module:
-        torch.manual_seed(derived_seed(config.random_seed, "model", *item))
-        if item:
-            assert isinstance(model, ClassifierConfig)
-            return build_networks(model, spec, *item)
-        return build_model(model, spec, config.objective)
-
-    if config.sharding is not None:
-        runtime.ready_for_deepspeed()
-        from fedhpc.client.zero import ZeroEngine  # takes seconds to import
-
-        return [ZeroEngine(module, loss, config.fit, config.sharding, runtime.device, runtime.mesh)]
-    several = model.networks if isinstance(model, ClassifierConfig) else None
-    items = [()] if several is None else [(item,) for item in range(len(several))]
-    local = config.aggregation.local_blocks
-    return [Engine(module(*item), loss, config.fit, runtime.device, local) for item in items]
-
-
-def trained_labels(
-    config: RunConfig, packed: PackedFile, dealt: Sequence[ClientRows], run_dir: Path | None
-) -> torch.Tensor:
-    """data.label with config.noise in the clients' training rows, int32 [rows of the file]; run_dir gets a list."""
-    assert config.noise is not None
-    column = label_column(packed, config)
-    labels, classes = packed.read(f"label/{column}"), packed.label_classes[column]
-    noisy = noisy_labels(config.noise, labels, classes, dealt, config.random_seed)
-    if run_dir is not None:
-        write_noise(run_dir / NOISY_LABELS, labels, noisy, classes, dealt)
-    return torch.from_numpy(noisy)
-
-
-def check_pixels(config: RunConfig, spec: DataSpec) -> None:
-    """Raises ValueError when means or deviations are given for other channels than the file's."""
-    for key in ("image_mean", "image_std"):
-        given = len(getattr(config.data, key))
-        if given not in (1, spec.image_channels):
-            raise ValueError(
-                f"data.{key} has {given} values, the pictures have {spec.image_channels} channels; give one value, or "
-                "one for each channel"
-            )
-
-
-def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecord]) -> None:
-    """Raises ValueError when the algorithm measures every client's loss on a split where one has fewer than 2 rows."""
-    split = algorithm.losses_on
-    if split is None:
-        return
-    counts = [(record, len(record.rows.of(split))) for record in trainers]
-    short = [f"client {record.id} ({record.site}) has {rows}" for record, rows in counts if rows < 2]
-    if short:
-        other = "" if split == "train" else "set loss_split: train in the algorithm's section, "
-        sites = ", ".join(record.site for record, rows in counts if rows < 2)
-        raise ValueError(
-            f"algorithm.name: {name} measures the loss of every client on its {split} rows, 2 at least, but "
-            f"{', '.join(short[:5])}{f' and {len(short) - 5} more' if len(short) > 5 else ''}; "
-            f"{other}set a partition of fewer, larger clients, or - where clients are sites - "
-            f"partition.leave_out: [{sites}]"
-        )
-
-
-def versions() -> dict[str, str]:
-    return {"fedhpc": fedhpc.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"of": rows, "summary": summarise(list(rows.values()), run.metric_names)}
 
 
 # ------------------------------------------------------------------------------------------------------- run folders

@@ -27,12 +27,13 @@ import torch.nn.functional as F
 from fedhpc.algorithms.mdhfl import Mdhfl
 from fedhpc.algorithms.objectives import cross_entropy
 from fedhpc.algorithms.own_models import objective_of
+from fedhpc.build import build
 from fedhpc.config.load import load_config
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.select import data_spec
 from fedhpc.models.zoo import build_networks
 from fedhpc.runtime import Runtime, settle
-from fedhpc.task import build, data_path
+from fedhpc.task import data_path
 
 FOLDER = Path(__file__).parent
 CONFIG = FOLDER / "phase.yaml"

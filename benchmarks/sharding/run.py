@@ -5,6 +5,11 @@
 Both arms train the same ViT and BERT with the same rows on the same ranks, turn about, in one process a rank: the bare
 arm is `deepspeed.initialize`, a forward pass over the rank's rows, torch's differentiable all_gather of the embeddings,
 the loss, backward and step. What fedhpc adds is dealing the rows, its gather, learning rates and bookkeeping.
+
+Throughput: both arms in one process a rank, turn about, who begins changing with every turn; as often as --repetitions
+says, in new processes. Ratios are taken between neighbouring turns. Memory: each arm alone in new processes, peak of
+the resident set less what was resident before the model. Bytes: axis "client" by the ledger, for an exchange of all
+blocks; axis "shard" by counting what is handed to torch.distributed in a step.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ import os
 import socket
 import statistics
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 
-SPLIT = 8  # steps a turn of an arm
+SPLIT = 4  # steps a turn of an arm
 
 
 def config_of(args: argparse.Namespace) -> Any:
@@ -46,7 +52,7 @@ def config_of(args: argparse.Namespace) -> Any:
     )
 
 
-def rank_main(rank: int, args: argparse.Namespace, port: int, out: Any) -> None:
+def rank_main(rank: int, args: argparse.Namespace, arms: tuple[str, ...], port: int, out: Any) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": args.device}
     torch.set_num_threads(1)
@@ -54,26 +60,70 @@ def rank_main(rank: int, args: argparse.Namespace, port: int, out: Any) -> None:
 
     device = torch.device(args.device, rank) if args.device == "cuda" else torch.device("cpu")
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    result = measure(args, device)
+    result = measure(args, device, arms)
     if rank == 0:
         out.put(result)
     dist.barrier()
 
 
-def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    import deepspeed
+def resident(key: str) -> float:
+    """MiB of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
+
+
+class Counted:
+    """Bytes that a rank hands to torch.distributed, by call, while it is entered."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+        from deepspeed.comm import comm
+
+        self.bytes: dict[str, int] = {}
+        positions = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 0, "broadcast": 0}
+        positions |= {"all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
+        self._calls = [(dist, name, name, position) for name, position in positions.items()]
+        # DeepSpeed keeps these two from its start.
+        self._calls += [(comm.cdb, "all_gather_function", "all_gather_into_tensor", 1)]
+        self._calls += [(comm.cdb, "reduce_scatter_function", "reduce_scatter_tensor", 1)]
+        self._originals = [getattr(owner, attribute) for owner, attribute, _, _ in self._calls]
+
+    def __enter__(self) -> Counted:
+        for (owner, attribute, name, position), call in zip(self._calls, self._originals, strict=True):
+            setattr(owner, attribute, self._counting(name, call, position))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for (owner, attribute, _, _), call in zip(self._calls, self._originals, strict=True):
+            setattr(owner, attribute, call)
+
+    def _counting(self, name: str, call: Any, position: int) -> Any:
+        names = ("tensor", "input_tensor", "input", "input_list")
+
+        def counting(*given: Any, **named: Any) -> Any:
+            sent = given[position] if len(given) > position else next(named[n] for n in names if n in named)
+            sent = sent if isinstance(sent, list | tuple) else [sent]
+            self.bytes[name] = self.bytes.get(name, 0) + sum(tensor.nbytes for tensor in sent)
+            return call(*given, **named)
+
+        return counting
+
+
+def measure(args: argparse.Namespace, device: torch.device, arms: tuple[str, ...]) -> dict[str, Any]:
     import torch.distributed as dist
-    from torch.distributed.nn.functional import all_gather
 
     from fedhpc.algorithms.objectives import build_loss
-    from fedhpc.client.engine import build_optimizer
     from fedhpc.client.zero import ZeroEngine
-    from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
-    from fedhpc.client.zero_rows import Ranks
+    from fedhpc.comm.collectives import Collectives
+    from fedhpc.comm.ledger import Ledger
     from fedhpc.comm.mesh import build_mesh
-    from fedhpc.interfaces import DataSpec
+    from fedhpc.comm.sums import Sums
+    from fedhpc.interfaces import Contribution, DataSpec
     from fedhpc.models.zoo import build_model
+    from fedhpc.process import keep_heap
+    from fedhpc.runtime import LARGEST_ON_HEAP
 
+    keep_heap(LARGEST_ON_HEAP)  # for both arms
     config = config_of(args)
     spec = DataSpec(1, (64, 64), vocab_size=400, max_tokens=32)
     mesh = build_mesh(args.ranks, device.type)
@@ -83,8 +133,6 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         return build_model(config.model, spec, config.objective)
 
     loss = build_loss(config)
-    engine = ZeroEngine(build, loss, config.fit, config.sharding, device, mesh)
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     generator = torch.Generator().manual_seed(0)
     batches = [
         {
@@ -93,6 +141,66 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         }
         for _ in range(SPLIT)
     ]
+    small = config.model.model_copy(update={"image": load_small().image, "text": load_small().text})
+    build_model(small, spec, config.objective)  # libraries are imported
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    result: dict[str, Any] = {}
+    turns: dict[str, Any] = {}
+    if "fedhpc" in arms:
+        engine = ZeroEngine(build, loss, config.fit, config.sharding, device, mesh)
+        result["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+        turns["fedhpc"] = lambda: engine.fit(batches, lambda step: 1e-3)
+    if "bare" in arms:
+        turns["bare"] = bare_turn(args, config, build, loss, batches, mesh)
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    cpu: dict[str, list[float]] = {name: [] for name in turns}
+    for turn in range(args.turns + 1):
+        order = list(turns) if turn % 2 else list(turns)[::-1]
+        for name in order:
+            dist.barrier()
+            start, start_cpu = time.perf_counter(), time.process_time()
+            turns[name]()
+            spent = time.process_time() - start_cpu
+            dist.barrier()
+            if turn:  # the first warms up
+                seconds[name].append((time.perf_counter() - start) / SPLIT)
+                cpu[name].append(spent / SPLIT)
+    result["seconds_a_step"] = seconds
+    result["cpu_seconds_a_step"] = cpu
+    if len(turns) == 1:
+        result["peak_mib"] = resident("VmHWM") - before
+        with Counted() as counted:
+            turns[arms[0]]()
+        result["shard_axis_bytes_a_step"] = {name: count / SPLIT for name, count in counted.bytes.items()}
+    if arms == ("fedhpc",):
+        shared = engine.weights.shared
+        ledger = Ledger()
+        sums = Sums(Collectives(mesh, ledger, 1 << 28), "fixed_point", 32)
+        mean = sums.weighted_mean(dict(shared.items()), (), 2, device, "reduce")
+        mean.add(Contribution(engine.difference(dict(shared.items())), 1.0))
+        mean.finish()
+        result["client_axis_bytes_an_exchange"] = ledger.entries[0].num_bytes
+    return result
+
+
+def load_small() -> Any:
+    from fedhpc.config import load_config
+
+    root = Path(__file__).resolve().parents[2]
+    return load_config(root / "configs" / "smoke" / "sharded.yaml").model
+
+
+def bare_turn(args: Any, config: Any, build: Any, loss: Any, batches: Any, mesh: Any) -> Any:
+    """DeepSpeed as its documentation has it, with the same settings and the loss over the whole batch."""
+    import deepspeed
+    import torch.distributed as dist
+    from torch.distributed.nn.functional import all_gather
+
+    from fedhpc.client.engine import build_optimizer
+    from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
+    from fedhpc.client.zero_rows import Ranks
+
     ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
     module = build()
     bare, *_ = deepspeed.initialize(
@@ -109,47 +217,70 @@ def measure(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     each = args.batch // args.ranks
     rows = slice(dist.get_rank() * each, (dist.get_rank() + 1) * each)
 
-    def bare_turn() -> None:
+    def turn() -> None:
         for batch in batches:
             out = bare({"image": batch["image"][rows].to(dtype), "tokens": batch["tokens"][rows]})
             whole = {name: torch.cat(all_gather(out[name], group=mesh.shard_group)) for name in ("image", "text")}
             bare.backward(loss({**out, **whole}, batch))
             bare.step()
 
-    arms = {"fedhpc": lambda: engine.fit(batches, lambda step: 1e-3), "bare": bare_turn}
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(args.turns + 1):
-        for name, arm in arms.items():
-            dist.barrier()
-            start = time.perf_counter()
-            arm()
-            if turn:  # the first warms up
-                seconds[name].append((time.perf_counter() - start) / SPLIT)
-    ratios = [b / f for b, f in zip(seconds["bare"], seconds["fedhpc"], strict=True)]
-    held = 4 * engine._shards.numel()
-    return {
-        "parameters": parameters,
-        "seconds_a_step": {name: statistics.median(values) for name, values in seconds.items()},
-        "throughput_of_bare": statistics.median(ratios),
-        "ratios": ratios,
-        "exchange_bytes_a_rank_float32": held,
-        "exchange_bytes_a_rank_of_whole": held / (4 * parameters),
-    }
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch has a newer gather
+    return turn
+
+
+def start(args: argparse.Namespace, *arms: str) -> dict[str, Any]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    out = mp.get_context("spawn").SimpleQueue()
+    mp.start_processes(rank_main, args=(args, arms, port, out), nprocs=args.ranks, start_method="spawn")
+    result: dict[str, Any] = out.get()
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"ranks": 2, "width": 256, "depth": 4, "zero": 3, "batch": 32, "turns": 5}.items():
+    for name, default in {
+        "ranks": 2,
+        "width": 256,
+        "depth": 4,
+        "zero": 3,
+        "batch": 32,
+        "turns": 5,
+        "repetitions": 3,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    out = mp.get_context("spawn").SimpleQueue()
-    mp.start_processes(rank_main, args=(args, port, out), nprocs=args.ranks, start_method="spawn")
-    result = {"settings": {k: str(v) for k, v in vars(args).items() if k != "out"}, **out.get()}
+    load = os.getloadavg()
+    alone = {arm: start(args, arm) for arm in ("fedhpc", "bare")}
+    played = [start(args, "fedhpc", "bare") for _ in range(args.repetitions)]
+    repetitions = [one["seconds_a_step"] for one in played]
+    ratios = [[b / f for b, f in zip(r["bare"], r["fedhpc"], strict=True)] for r in repetitions]
+    # Processor time of rank 0: what other work on the machine moves far less.
+    cpu = [one["cpu_seconds_a_step"] for one in played]
+    cpu_ratios = [[b / f for b, f in zip(r["bare"], r["fedhpc"], strict=True)] for r in cpu]
+    parameters = alone["fedhpc"]["parameters"]
+    sent = alone["fedhpc"]["client_axis_bytes_an_exchange"]
+    result = {
+        "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+        "parameters": parameters,
+        "throughput_of_bare": statistics.median(ratio for ones in ratios for ratio in ones),
+        "throughput_of_bare_by_repetition": [statistics.median(ones) for ones in ratios],
+        "ratios": ratios,
+        "cpu_time_of_bare_over_fedhpc": statistics.median(ratio for ones in cpu_ratios for ratio in ones),
+        "cpu_ratios": cpu_ratios,
+        "seconds_a_step": {
+            arm: statistics.median(s for r in repetitions for s in r[arm]) for arm in ("fedhpc", "bare")
+        },
+        "peak_mib": {arm: seen["peak_mib"] for arm, seen in alone.items()},
+        "weights_mib": 4 * parameters / (1 << 20),
+        "client_axis_bytes_an_exchange": sent,
+        "client_axis_elements_of_parameters": sent / 8 / parameters,
+        "shard_axis_bytes_a_step": {arm: seen["shard_axis_bytes_a_step"] for arm, seen in alone.items()},
+        "load_before_and_after": [load, os.getloadavg()],
+    }
     print(json.dumps(result, indent=1))
     if args.out is not None:
         args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

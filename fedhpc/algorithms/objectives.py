@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedhpc.algorithms.local_alignment import local_contrastive_loss, local_similarity
-from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, SiglipConfig
-from fedhpc.config.schema import DualEncoderConfig, RunConfig
+from fedhpc.algorithms.mvp_losses import mvp_loss
+from fedhpc.config.joint import FedMvpConfig
+from fedhpc.config.objectives import ConvirtConfig, GloriaConfig, MvpConfig, SiglipConfig
+from fedhpc.config.schema import DualEncoderConfig, FusionConfig, RunConfig
 from fedhpc.interfaces import Batch, Loss
 
 IGNORED_LABEL = -1  # a row without this label
@@ -104,13 +106,25 @@ def cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
     return cross_entropy_loss(out["logits"], batch["label"])
 
 
+def fused_cross_entropy(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Mean over the classifiers that train with a batch (one, unless data are pooled) of their `cross_entropy_loss`."""
+    losses = [cross_entropy_loss(logits, batch["label"]) for name, logits in out.items() if name.startswith("head/")]
+    return torch.stack(losses).mean()
+
+
 def build_loss(config: RunConfig) -> Loss:
     """What a client minimises when its algorithm names nothing else."""
     objective = config.objective
+    if objective is None and isinstance(config.algorithm, FedMvpConfig):
+        objective = MvpConfig(name="fedmvp")
+    if isinstance(objective, MvpConfig):
+        return partial(mvp_loss, **objective.model_dump(exclude={"name"}))
     if isinstance(objective, ConvirtConfig):
         return partial(weighted_alignment, image_weight=objective.image_weight)
     if isinstance(objective, SiglipConfig):
         return sigmoid_alignment
     if isinstance(objective, GloriaConfig):
         return partial(word_region_alignment, **objective.model_dump(exclude={"name"}))
+    if isinstance(config.model, FusionConfig):
+        return fused_cross_entropy
     return image_text_alignment if isinstance(config.model, DualEncoderConfig) else cross_entropy

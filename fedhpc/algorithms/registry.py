@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedhpc.algorithms.afl import Afl
+from fedhpc.algorithms.dgb_pcw import DgbPcw
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
 from fedhpc.algorithms.feddf import FedDF
 from fedhpc.algorithms.feddra import FedDRA
 from fedhpc.algorithms.fedmd import FedMD
+from fedhpc.algorithms.fedmvp import FedMvp
 from fedhpc.algorithms.fedopt import FedOpt
 from fedhpc.algorithms.fedproto import FedProto
 from fedhpc.algorithms.fedprox import FedProx
+from fedhpc.algorithms.gblend import GBlend
+from fedhpc.algorithms.hgb import Hgb
 from fedhpc.algorithms.local import Local
 from fedhpc.algorithms.mdhfl import Mdhfl
 from fedhpc.algorithms.moon import Moon
@@ -35,6 +39,10 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "fedmd": FedMD,
     "feddf": FedDF,
     "fedproto": FedProto,
+    "dgb_pcw": DgbPcw,
+    "hgb": Hgb,
+    "gblend": GBlend,
+    "fedmvp": FedMvp,
     "local": Local,
     "centralised": Centralised,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhpc.client.engine import learning_rate_at
+from fedhpc.client.engine import Engine, learning_rate_at
 from fedhpc.client.residence import OWN_MODEL, Residence
 from fedhpc.data.batches import BatchMaker, batch_sizes
 from fedhpc.interfaces import (
@@ -30,6 +30,7 @@ from fedhpc.interfaces import (
     Objective,
     Split,
 )
+from fedhpc.models.fusion import FusionModel
 
 LOCAL_STATE = "fedhpc/local"  # its local blocks (aggregation.local_blocks)
 OPTIMIZER_STATE = "fedhpc/optimizer"
@@ -101,13 +102,14 @@ class DataClient:
         self.modalities = record.modalities
         self.num_examples = len(record.rows.train)
         engine = residence.engine
-        self.blocks: frozenset[BlockName] = frozenset(engine.weights.shared)
+        self.blocks = owned_blocks(engine, record.modalities)
+        columns = held_columns(engine, record.modalities)
         self.state = state
         self.loss: Loss = engine.loss
         self._rows = record.rows
         self._residence = residence
         self._engine = engine
-        self._batch_maker = batch_maker
+        self._batch_maker = batch_maker if columns is None else batch_maker.only(columns)
         self._turn = turn
         self._keep_optimizer = keep_optimizer
         self._pools = pools
@@ -118,7 +120,7 @@ class DataClient:
         self._residence.leave()
         self._engine.restore_stepper({})
         weights = self._engine.weights
-        weights.load(shared)
+        weights.load(self._held(shared))
         if weights.local:
             weights.load(self.state.get(LOCAL_STATE) or self._engine.first_local)
 
@@ -133,10 +135,16 @@ class DataClient:
         self._residence.enter(self.id)
 
     def read(self) -> Blocks:
-        return self._engine.weights.shared
+        return self._held(self._engine.weights.shared)
 
     def update(self, since: Blocks) -> Blocks:
-        return self._engine.difference(since)
+        return self._engine.difference(self._held(since))
+
+    def _held(self, blocks: Blocks) -> Blocks:
+        """Those of `blocks` that the client owns; the mapping itself, whose items may be copies, where it owns all."""
+        if blocks.keys() <= self.blocks:
+            return blocks
+        return {name: block for name, block in blocks.items() if name in self.blocks}
 
     def fit(
         self,
@@ -281,6 +289,19 @@ class DataClient:
                 if name in b
             )
         )
+
+
+def owned_blocks(engine: Engine, modalities: frozenset[str]) -> frozenset[BlockName]:
+    """The exchanged blocks of a client with these modalities: all, unless the model tells clients apart."""
+    shared = frozenset(engine.weights.shared)
+    return shared & engine.module.blocks_of(modalities) if isinstance(engine.module, FusionModel) else shared
+
+
+def held_columns(engine: Engine, modalities: frozenset[str]) -> frozenset[str] | None:
+    """Columns of a client's batches; None: all that there are."""
+    if not isinstance(engine.module, FusionModel):
+        return None
+    return engine.module.columns_of(modalities) | {"label"}
 
 
 def park(value: Any) -> Any:

@@ -8,6 +8,7 @@ no rank reads or sends the whole model.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fedhpc.client.engine import build_optimizer, freeze_twin, groups_of, known_blocks, seed_generators
+from fedhpc.client.zero_build import build_together, partition
 from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
 from fedhpc.client.zero_rows import Ranks, SplitModel, split_batch_norms
 from fedhpc.client.zero_shards import Present, Shards, exchanged
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.schema import FitConfig, ShardingConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
+from fedhpc.models.stowing import Stowing
 from fedhpc.models.towers import Tower
 
 
@@ -47,7 +50,7 @@ class ZeroEngine:
     """A model, its optimizer and the loop over batches, on all ranks of a slot.
 
     Args:
-        build: makes the model on the CPU, the same one on every rank.
+        build: makes the model on the CPU, the same one on every rank, whatever the number of ranks.
         loss: what is minimised where a client gives no objective of its own; sees the whole batch.
 
     Raises:
@@ -63,25 +66,28 @@ class ZeroEngine:
         device: torch.device,
         mesh: Mesh,
     ) -> None:
-        start_deepspeed()
+        self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
+        start_deepspeed(self._ranks)
         self.device = device
         self.config = config
         self.loss = loss
         self.first_local: Blocks = {}  # config.checks refuses local blocks
         self._build = build
         self._sharding = sharding
-        self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
         self._mpu = GroupOfSlot(self._ranks)
         self._dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        module = self._prepared()
+        module, stowing = self._prepared()
         groups = [
             {"params": [p for p in tensors.values() if isinstance(p, nn.Parameter)], "block": name}
             for name, tensors in exchanged(module).items()
         ]
         self._settings = deepspeed_config(config, sharding, module, self._ranks.count)
+        optimizer = build_optimizer(config.optimizer, groups)
+        if stowing is not None:
+            partition(module, stowing, self._settings, self._mpu, self._dtype)
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(config.optimizer, groups),
+            optimizer=optimizer,
             config=self._settings,
             mpu=self._mpu,
             dist_init_required=False,
@@ -95,12 +101,17 @@ class ZeroEngine:
         self._twins: dict[str, Twin] = {}
         self._difference: dict[BlockName, Block] = {}
 
-    def _prepared(self) -> nn.Module:
-        module = self._build()
+    def _prepared(self) -> tuple[nn.Module, Stowing | None]:
+        """A new model. Under ZeRO-3 no rank has it whole: it is to be dealt out by `partition`."""
+        stowing: Stowing | None = None
+        if self._sharding.zero == 3 and self._ranks.count > 1:
+            module, stowing = build_together(self._build, self._ranks, self.device)
+        else:
+            module = self._build()
         if self._sharding.activation_checkpointing:
             checkpoint_activations(module, reentrant=self._sharding.zero == 3)
         split_batch_norms(module, self._ranks)
-        return module
+        return module, stowing
 
     @property
     def ranges(self) -> dict[str, tuple[int, int]]:
@@ -233,7 +244,12 @@ class ZeroEngine:
     def reference(self, blocks: Blocks, name: str) -> Callable[[Batch], Mapping[str, Tensor]]:
         """The model's outputs under `blocks`. A twin of the model a `name`, sharded as the model is."""
         if name not in self._twins:
-            self._twins[name] = Twin(self._prepared(), self._settings, self._sharding.zero, self._mpu, self._dtype)
+            # Building seeds torch's generators; what the client draws must not depend on who needs the twin first.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                module, stowing = self._prepared()
+            if stowing is not None:
+                partition(module, stowing, self._settings, self._mpu, self._dtype)
+            self._twins[name] = Twin(module, self._settings, self._sharding.zero, self._mpu, self._dtype)
         twin = self._twins[name]
         twin.load(blocks)
         return twin.outputs
@@ -321,10 +337,26 @@ def share_master_weights(optimizer: Any) -> None:
             master.data = computed.data
 
 
-def start_deepspeed() -> None:
+def start_deepspeed(ranks: Ranks) -> None:
     """Before anything else is asked of DeepSpeed."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    _compare_within(ranks)
     # Would be compiled at the first start on a CPU, for minutes, and serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():  # DeepSpeed asks for a group even where there is nobody to talk to
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def _compare_within(ranks: Ranks) -> None:
+    """ZeRO-3 asks, whenever it has learned in which order layers come, whether all ranks of the *world* have seen the
+    same. Slots are at steps of their own, one may even stand still for a round: they would wait for each other until
+    the timeout. So only the ranks of a slot are asked."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator
+
+    def same(ints: list[int]) -> None:
+        seen = zlib.crc32(str(ints).encode())
+        total = int(ranks.sum(torch.tensor([seen])))
+        if total != seen * ranks.count:
+            raise RuntimeError(f"the {ranks.count} ranks of a slot ran other layers than each other: {ints} here")
+
+    coordinator.assert_ints_same_as_other_ranks = same

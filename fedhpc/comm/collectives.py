@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fedhpc.comm.ledger import Ledger, Operation
 from fedhpc.comm.mesh import Mesh
-from fedhpc.interfaces import Block, TensorSpec
+from fedhpc.interfaces import Block, ClientId, TensorSpec
+
+SLICE = 4  # elements: 16 bytes of 32-bit words, the block of AES
 
 
 class RankLost(RuntimeError):
@@ -56,18 +58,20 @@ class Collectives:
         operation: Operation,
         what: str,
         revealed: tuple[str, ...] = (),
+        by: tuple[ClientId, ...] = (),
         own_rows: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
         """Everybody's rows at their places: float64 [num_rows, *shape]. Each row is known to one rank alone, so adding
         the others' zeros is exact.
 
-        rows: what all ranks of a slot know; its first one speaks. own_rows: what this rank alone knows.
+        rows: what all ranks of a slot know; its first one speaks. own_rows: what this rank alone knows. by: the clients
+        whose values `revealed` names, for the ledger.
         """
         table = torch.zeros(num_rows, *shape, dtype=torch.float64, device=device)
         spoken = rows if self.mesh.shard_index == 0 else {}
         for index, row in {**spoken, **(own_rows or {})}.items():
             table[index] = row
-        with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed):
+        with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed, by):
             self._all_ranks_sum(table)
         return table
 
@@ -98,9 +102,44 @@ class Collectives:
                 raise RankLost(f"a collective over {self.mesh.shard} shards failed: {error}") from error
         return flat.view(piece.shape)
 
+    def all_bytes(self, rows: Mapping[int, bytes], num_rows: int, width: int, device: torch.device) -> list[bytes]:
+        """Messages of `width` bytes for all slots: each row is written by one of them at most, else it is zeros."""
+        words = -(-width // 8)
+        table = torch.zeros(num_rows, words * 8, dtype=torch.uint8)
+        for index, row in rows.items():
+            assert len(row) == width, (len(row), width)
+            table[index, :width] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        found = self.all_sum(table.view(torch.int64).to(device)).cpu().view(torch.uint8).numpy()
+        return [row[:width].tobytes() for row in found]
+
+    def sum_slices(self, bucket: Tensor) -> Tensor:
+        """Slice number `slot` of the sum over slots: [n / num_slots] of [n]. A slot is sent only what belongs to it."""
+        slots = self.mesh.num_slots
+        received = torch.empty_like(bucket)
+        try:
+            dist.all_to_all_single(received, bucket, group=self.mesh.group)
+        except RuntimeError as error:
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+        own, *others = received.view(slots, -1).unbind()
+        for other in others:
+            own.add_(other)
+        return own
+
+    def join_slices(self, bucket: Tensor, own: Tensor) -> None:
+        """Fill `bucket` [n] with every slot's slice [n / num_slots]."""
+        try:
+            dist.all_gather_into_tensor(bucket, own, group=self.mesh.group)
+        except RuntimeError as error:
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+
+    @property
+    def granule(self) -> int:
+        """Buckets are multiples of this many elements: a slice for each slot that begins at a whole block of cipher."""
+        return SLICE * self.mesh.num_slots
+
     def bucket_numel(self, tensor: Tensor) -> int:
         """Elements of a bucket."""
-        return max(self.bucket_bytes // tensor.element_size(), 1)
+        return max(self.bucket_bytes // tensor.element_size() // self.granule, 1) * self.granule
 
     def barrier(self) -> None:
         """Of all ranks."""

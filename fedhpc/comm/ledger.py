@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any, Literal
 
+from fedhpc.interfaces import ClientId
+
 Operation = Literal["reduce", "mean", "sum", "gather", "placement", "evaluation"]
 
 
@@ -20,6 +22,12 @@ class Entry:
     num_bytes: int  # handed to collectives by this rank
     seconds: float  # from hand-over to result, waiting for slower ranks included
     revealed: tuple[str, ...] = ()  # names of per-client values that all ranks saw
+    by: tuple[ClientId, ...] = ()  # whose values went in, or were shown
+    lost: tuple[ClientId, ...] = ()  # clients that were gone before their values were sent
+    masked: bool = False
+    mask_bytes: int = 0  # keys and shares, handed to collectives by this rank besides num_bytes
+    mask_seconds: float = 0.0  # part of `seconds` that went into keys, shares and masks
+    recovery_seconds: float = 0.0  # part of `mask_seconds` that lost clients cost: their keys, and masks against them
 
 
 class Ledger:
@@ -29,9 +37,16 @@ class Ledger:
         self.entries: list[Entry] = []
 
     @contextmanager
-    def entry(self, operation: Operation, what: str, num_bytes: int, revealed: tuple[str, ...] = ()) -> Iterator[Entry]:
+    def entry(
+        self,
+        operation: Operation,
+        what: str,
+        num_bytes: int,
+        revealed: tuple[str, ...] = (),
+        by: tuple[ClientId, ...] = (),
+    ) -> Iterator[Entry]:
         start = perf_counter()
-        entry = Entry(operation, what, num_bytes, 0.0, revealed)
+        entry = Entry(operation, what, num_bytes, 0.0, revealed, by)
         yield entry
         entry.seconds = perf_counter() - start
         self.entries.append(entry)
@@ -40,7 +55,7 @@ class Ledger:
         """One JSON-ready page: totals of the round and its entries."""
         page = {
             "round": index,
-            "bytes": sum(e.num_bytes for e in self.entries),
+            "bytes": sum(e.num_bytes + e.mask_bytes for e in self.entries),
             "seconds": sum(e.seconds for e in self.entries),
             "revealed": sorted({name for e in self.entries for name in e.revealed}),
             "entries": [asdict(e) for e in self.entries],

@@ -6,7 +6,7 @@ travel inside the same sum as what they weigh, and first, so that the first buck
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.fixed_point import FixedPoint, as_float32, mean_into
-from fedhpc.comm.ledger import Operation
-from fedhpc.interfaces import Block, Blocks, Contribution, Reduced
+from fedhpc.comm.ledger import Entry, Operation
+from fedhpc.comm.secure import Contributors, Masks
+from fedhpc.interfaces import Block, Blocks, ClientId, Contribution, Reduced
 
 ArithmeticName = Literal["fixed_point", "float32"]
 
@@ -35,12 +36,11 @@ class Arithmetic(Protocol):
 
 
 class ExactArithmetic:
-    """64-bit fixed point."""
+    """Fixed point."""
 
-    dtype = torch.int64
-
-    def __init__(self, fraction_bits: int, max_terms: int) -> None:
-        self._fixed = FixedPoint(fraction_bits, max_terms)
+    def __init__(self, fraction_bits: int, max_terms: int, ring_bits: int) -> None:
+        self._fixed = FixedPoint(fraction_bits, max_terms, ring_bits)
+        self.dtype = self._fixed.dtype
         self.add = self._fixed.add
         self.encode_scalar = self._fixed.encode_scalar
         self.decode = self._fixed.decode
@@ -68,46 +68,97 @@ class FloatArithmetic:
 
 
 class Sums:
-    """Makes exchanges; keeps their buffer between rounds, because fresh memory costs more than the addition."""
+    """Makes exchanges; keeps their buffer between rounds, because fresh memory costs more than the addition.
 
-    def __init__(self, collectives: Collectives, arithmetic: ArithmeticName, fraction_bits: int) -> None:
+    Args:
+        masks: hide what a rank sends; then every contribution is given with its client.
+    """
+
+    def __init__(
+        self,
+        collectives: Collectives,
+        arithmetic: ArithmeticName,
+        fraction_bits: int,
+        ring_bits: int = 64,
+        masks: Masks | None = None,
+    ) -> None:
+        assert masks is None or arithmetic == "fixed_point", "masks hide integers"
         self.collectives = collectives
+        self.masks = masks
         self._arithmetic_name = arithmetic
         self._fraction_bits = fraction_bits
+        self._ring_bits = ring_bits
         self._buffer: Tensor | None = None
 
     def arithmetic(self, max_terms: int) -> Arithmetic:
         if self._arithmetic_name == "float32":
             return FloatArithmetic()
-        return ExactArithmetic(self._fraction_bits, max_terms)
+        return ExactArithmetic(self._fraction_bits, max_terms, self._ring_bits)
 
     def buffer(self, numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros [numel]; valid until the next exchange."""
+        """Zeros [numel], or some more that travel masked (`Collectives.granule`); valid until the next exchange."""
+        if self.masks is not None:
+            numel = -(-numel // self.collectives.granule) * self.collectives.granule
         old = self._buffer
         if old is None or old.numel() < numel or old.dtype != dtype or old.device != device:
             old = self._buffer = torch.empty(numel, dtype=dtype, device=device)
         return old[:numel].zero_()
 
     def weighted_mean(
-        self, like: Blocks, metrics: Sequence[str], max_terms: int, device: torch.device, operation: Operation
+        self,
+        like: Blocks,
+        metrics: Sequence[str],
+        max_terms: int,
+        device: torch.device,
+        operation: Operation,
+        everyone: Sequence[ClientId] = (),
+        lost: frozenset[ClientId] = frozenset(),
     ) -> WeightedMean:
-        return WeightedMean(self, like, metrics, self.arithmetic(max_terms), device, operation)
+        """everyone: the clients that may contribute, the same on every rank. lost: those of them whose contributions
+        never arrive."""
+        who = Contributors(everyone, ("the sum", *(f"block {name}" for name in like)), lost=lost)
+        return WeightedMean(self, like, metrics, self.arithmetic(max_terms), device, operation, who)
 
-    def total(self, values: Sequence[Tensor], shape: Sequence[int], max_terms: int, device: torch.device) -> Tensor:
+    def buckets(self, total: Tensor, who: Contributors, entry: Entry) -> Iterator[Tensor]:
+        """`total`, from `buffer`, summed over slots in place; yields each bucket when it is complete."""
+        if self.masks is None:
+            entry.by = tuple(client for client in who.everyone if client not in who.lost)
+            entry.lost = tuple(sorted(who.lost))
+            return self.collectives.all_sum_buckets(total)
+        entry.masked = True
+        return self.masks.buckets(total, who, entry)
+
+    def total(
+        self,
+        values: Sequence[Tensor],
+        shape: Sequence[int],
+        max_terms: int,
+        device: torch.device,
+        who: Contributors | None = None,
+        *,
+        operation: Operation = "sum",
+        what: str = "",
+    ) -> Tensor:
         """Sum of the values of all ranks: float64 [*shape].
+
+        who: whose they are; values of those that are lost are not among `values`. operation, what: for the ledger.
 
         Raises:
             ValueError: a value of another shape, not finite, or out of range.
         """
         arithmetic = self.arithmetic(max_terms)
         numel = int(torch.Size(shape).numel())
-        total = self.buffer(numel, arithmetic.dtype, device)
+        buffer = self.buffer(numel, arithmetic.dtype, device)
+        total = buffer[:numel]
         for value in values:
             if tuple(value.shape) != tuple(shape):
                 raise ValueError(f"sum: a value has shape {tuple(value.shape)}, but shape={tuple(shape)} was announced")
             arithmetic.add(total, value.to(device).reshape(-1), 1.0, "sum")
-        with self.collectives.ledger.entry("sum", "x".join(map(str, shape)) or "scalar", total.nbytes):
-            self.collectives.all_sum(total)
+        who = who or Contributors((), ())
+        label = what or "x".join(map(str, shape)) or "scalar"
+        with self.collectives.ledger.entry(operation, label, buffer.nbytes) as entry:
+            for _ in self.buckets(buffer, who, entry):
+                pass
         return arithmetic.decode(total).reshape(tuple(shape))
 
 
@@ -122,6 +173,7 @@ class WeightedMean:
         arithmetic: Arithmetic,
         device: torch.device,
         operation: Operation,
+        who: Contributors,
     ) -> None:
         self._sums = sums
         self._like = like
@@ -132,11 +184,17 @@ class WeightedMean:
         self._scalars: list[int | float] = [0] * (len(like) + 1 + len(self._metrics))
         sizes = [block.layout.numel for block in like.values()]
         self._total = sums.buffer(len(self._scalars) + sum(sizes), arithmetic.dtype, device)
-        self._head, *parts = self._total.split([len(self._scalars), *sizes])
+        self._size = len(self._scalars) + sum(sizes)
+        self._head, *parts = self._total[: self._size].split([len(self._scalars), *sizes])
         self._parts = dict(zip(like, parts, strict=True))
+        self._who = who
 
-    def add(self, contribution: Contribution) -> None:
-        """Raises ValueError for a negative weight, unknown blocks, or metrics other than the announced ones."""
+    def add(self, contribution: Contribution, client: ClientId | None = None) -> None:
+        """client: whose it is; masks and lost clients need it.
+
+        Raises:
+            ValueError: a negative weight, unknown blocks, or metrics other than the announced ones.
+        """
         weight = as_float32(contribution.weight)
         if not weight >= 0:
             raise ValueError(f"a contribution has weight {contribution.weight}; weights are finite and at least 0")
@@ -147,6 +205,10 @@ class WeightedMean:
                 f"a contribution has metrics {sorted(contribution.metrics)}, announced were {sorted(self._metrics)}"
             )
         scalars = [weight if name in contribution.blocks else 0.0 for name in self._like]
+        if client is not None:
+            self._who.mine[client] = (weight > 0, *(share > 0 for share in scalars))
+        if client in self._who.lost:
+            return
         scalars += [weight, *(weight * contribution.metrics[name] for name in self._metrics)]
         names = [*(f"weight of {name}" for name in self._like), "weight", *(f"metric {m}" for m in self._metrics)]
         encoded = [self._arithmetic.encode_scalar(value, name) for value, name in zip(scalars, names, strict=True)]
@@ -160,12 +222,13 @@ class WeightedMean:
         self._head.copy_(torch.tensor(self._scalars, dtype=self._arithmetic.dtype))
         collectives = self._sums.collectives
         head = len(self._scalars)
-        flat = torch.empty(self._total.numel() - head, dtype=torch.float32, device=self._device)
-        with collectives.ledger.entry(self._operation, ",".join(self._like) or "metrics", self._total.nbytes):
+        flat = torch.empty(self._size - head, dtype=torch.float32, device=self._device)
+        what = ",".join(self._like) or "metrics"
+        with collectives.ledger.entry(self._operation, what, self._total.nbytes) as entry:
             done = 0
             weights: list[float] = []
             pieces: list[tuple[int, int, float]] = []
-            for bucket in collectives.all_sum_buckets(self._total):
+            for bucket in self._sums.buckets(self._total, self._who, entry):
                 done += bucket.numel()
                 if done - bucket.numel() < head <= done:
                     scalars = self._arithmetic.decode(self._head).tolist()

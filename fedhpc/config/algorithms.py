@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedhpc.config.blending import DgbPcwConfig, GBlendConfig, HgbConfig
 from fedhpc.config.distillation import FedDFConfig, FedMDConfig, FedProtoConfig, MdhflConfig, RhflConfig
+from fedhpc.config.joint import FedMvpConfig
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
@@ -198,14 +200,22 @@ AlgorithmConfig = Annotated[
     | FedMDConfig
     | FedDFConfig
     | FedProtoConfig
+    | DgbPcwConfig
+    | HgbConfig
+    | GBlendConfig
+    | FedMvpConfig
     | LocalConfig
     | CentralisedConfig,
     Field(discriminator="name"),
 ]
 
+# One client holds the training rows of all.
+POOLED = (CentralisedConfig, GBlendConfig)
 # Every client trains its own model; nothing else is ever put in its place.
 OWN_MODELS = (LocalConfig, MdhflConfig, FedMDConfig, FedProtoConfig)
 # Clients may have different networks.
 DIFFERENT_NETWORKS = (*OWN_MODELS, FedDFConfig)
 # Compares models on config.public.
-ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig)
+ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig, FedMvpConfig)
+# Only over modalities: model.kind: fusion.
+OVER_MODALITIES = (DgbPcwConfig, HgbConfig, GBlendConfig)

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 
 from fedhpc.config.fields import closest
 from fedhpc.config.objectives import SiglipConfig
-from fedhpc.config.schema import ClassifierConfig, EncoderConfig, Model, RunConfig
+from fedhpc.config.schema import ClassifierConfig, EncoderConfig, FusionConfig, JointConfig, Model, RunConfig
 
 # Words that aggregation.local_blocks may use in place of patterns.
 NORM_WORDS = ("batch_norm", "norm")
@@ -17,8 +17,10 @@ OWN_NETWORKS = (*CNNS, "resnet10", "resnet12", "shufflenet", "mobilenetv2")  # b
 
 def encoders(model: Model) -> dict[str, EncoderConfig]:
     """Dotted key below `model` -> encoder."""
+    if isinstance(model, JointConfig):
+        return {name: getattr(model, name) for name in model.modalities}
     if not isinstance(model, ClassifierConfig):
-        return {"image": model.image, "text": model.text}
+        return {key: one for key, one in (("image", model.image), ("text", model.text)) if one is not None}
     if model.image is not None:
         return {"image": model.image}
     return {f"networks[{item}]": encoder for item, encoder in enumerate(model.encoders)}
@@ -28,7 +30,16 @@ def block_prefixes(model: Model) -> dict[str, tuple[str, ...]]:
     """Name of each block -> how the names of its tensors begin."""
     if isinstance(model, ClassifierConfig):
         return {"encoder/image": ("encoder.", "embed."), "head/image": ("head.",)}
+    if isinstance(model, FusionConfig):  # heads and probes of it depend on who holds what
+        return {f"encoder/{m}": (f"encoders.{m}.",) for m in model.modalities}
     prefixes: dict[str, tuple[str, ...]] = {}
+    if isinstance(model, JointConfig):
+        for modality in model.modalities:
+            prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
+            prefixes[f"head/{modality}"] = (f"{modality}_project.",)
+        if len(model.modalities) == 2:
+            prefixes["joint"] = ("joint.", "joint_head.", "patches.")
+        return prefixes | {"embed": ("embed.",), "classifier": ("classifier.",)}
     for modality in ("image", "text"):
         prefixes[f"encoder/{modality}"] = (f"{modality}_encoder.",)
         if model.align:
@@ -42,6 +53,10 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Those of `block_prefixes` that have anything to train, and so to exchange."""
     model, objective = config.model, config.objective
     blocks = block_prefixes(model)
+    if isinstance(model, FusionConfig):
+        return blocks
+    if isinstance(model, JointConfig):
+        return {name: p for name, p in blocks.items() if name not in [f"encoder/{m}" for m in _still(model)]}
     if isinstance(model, ClassifierConfig):
         if all(encoder.freeze for encoder in model.encoders) and model.embed_dim is None:
             blocks.pop("encoder/image")
@@ -55,8 +70,15 @@ def trained_blocks(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return blocks
 
 
+def _still(model: JointConfig) -> list[str]:
+    """Modalities whose encoder is frozen."""
+    return [name for name in model.modalities if getattr(model, name).freeze]
+
+
 def unmatched_local_blocks(config: RunConfig) -> Iterator[str]:
     """A line for each entry of `aggregation.local_blocks` that cannot match anything, whatever the encoders are."""
+    if isinstance(config.model, FusionConfig):
+        return
     blocks, model = trained_blocks(config), config.model
     names = [encoder.name for encoder in model.encoders] if isinstance(model, ClassifierConfig) else []
     for pattern in config.aggregation.local_blocks:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fedhpc.config.algorithms import (
     OWN_MODELS,
-    CentralisedConfig,
+    POOLED,
     FedDRAConfig,
     FedOptConfig,
     LocalConfig,
@@ -23,11 +23,21 @@ from fedhpc.config.algorithms import (
 )
 from fedhpc.config.blocks import encoders, unmatched_local_blocks
 from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
+from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
+from fedhpc.config.checks_joint import check_joint, idle_in_joint
 from fedhpc.config.checks_robust import ROBUST_CHECKS
+from fedhpc.config.checks_secure import check_secure, idle_in_secure
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
-from fedhpc.config.objectives import CrossEntropyConfig
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DualEncoderConfig, RunConfig
+from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
+from fedhpc.config.schema import (
+    ClassifierConfig,
+    ColumnPartition,
+    DualEncoderConfig,
+    GroupsPartition,
+    JointConfig,
+    RunConfig,
+)
 from fedhpc.config.sharding import sharding_problems
 
 Add = Callable[[str, str, str], None]  # section, keys with blanks between them, why
@@ -51,7 +61,10 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         *(part(config) for part in ROBUST_CHECKS),
         _plain_sgd(config),
         check_distillation(config),
+        check_fusion(config),
+        check_joint(config),
         sharding_problems(config),
+        check_secure(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -95,10 +108,10 @@ def _collected(config: RunConfig, keys: IdleKeys) -> dict[str, str]:
 
 def _idle_in_algorithm(config: RunConfig, add: Add) -> None:
     algorithm = config.algorithm
-    if isinstance(algorithm, LocalConfig | CentralisedConfig):
+    if isinstance(algorithm, (LocalConfig, *POOLED)):
         everyone = "everyone takes part" if isinstance(algorithm, LocalConfig) else "there is only one client"
-        add("cohort", "size fraction", f"with algorithm.name: {algorithm.name}, where {everyone}")
-    if isinstance(algorithm, (CentralisedConfig, *OWN_MODELS)):
+        add("cohort", "size fraction dropout", f"with algorithm.name: {algorithm.name}, where {everyone}")
+    if isinstance(algorithm, (*POOLED, *OWN_MODELS)):
         add("aggregation", "local_blocks", f"with algorithm.name: {algorithm.name}, which exchanges no weights")
     if isinstance(algorithm, FedOptConfig) and algorithm.server_optimizer == "momentum":
         add("algorithm", "beta2 tau", "with server_optimizer: momentum")
@@ -114,12 +127,15 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
     if config.aggregation.arithmetic == "float32":
         add("aggregation", "fraction_bits", "with arithmetic: float32")
     add("fit.optimizer", "betas eps" if optimizer.name == "sgd" else "momentum", f"with name: {optimizer.name}")
+    idle_in_fusion(config, add)
+    idle_in_joint(config, add)
+    idle_in_secure(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")
         if model.image is not None and model.image.name in ("cnn", "cnn_tiny"):
             add("model.image", "pretrained options freeze", f"with name: {model.image.name}, which is no timm network")
-    else:
+    elif isinstance(model, DualEncoderConfig):
         add("data", "label", "with model.kind: dual_encoder, which learns from pairs")
         if not model.align:
             add("model", "align_heads", "with align: false")
@@ -172,6 +188,8 @@ def _clients(config: RunConfig) -> Iterator[str]:
         known = phantom is not None and partition.column == "site"
         clients = phantom.num_sites if phantom is not None and known else None
         source = "data.phantom.num_sites"
+    elif isinstance(partition, GroupsPartition):
+        clients, source = None, "partition"
     else:
         clients, source = partition.num_clients, "partition.num_clients"
         if phantom is not None and clients > phantom.num_patients:
@@ -185,7 +203,7 @@ def _clients(config: RunConfig) -> Iterator[str]:
         own, cure = None, ""
         if isinstance(config.algorithm, OWN_MODELS):
             own, cure = f"algorithm.name = {config.algorithm.name}", "another algorithm.name, or remove leave_out"
-        elif config.aggregation.local_blocks and not isinstance(config.algorithm, CentralisedConfig):
+        elif config.aggregation.local_blocks and not isinstance(config.algorithm, POOLED):
             own = f"aggregation.local_blocks = {shown(config.aggregation.local_blocks)}"
             cure = "aggregation.local_blocks: []"
         if own:
@@ -194,13 +212,13 @@ def _clients(config: RunConfig) -> Iterator[str]:
                 f"weights of its own to be evaluated with; set {cure}"
             )
     size = config.cohort.size
-    idle = isinstance(config.algorithm, LocalConfig | CentralisedConfig)  # said already
+    idle = isinstance(config.algorithm, (LocalConfig, *POOLED))  # said already
     if clients is not None and size is not None and size > clients and not idle:
         yield f"cohort.size = {size} but {source} = {clients}; set cohort.size: {clients} or less, or remove it for all"
 
 
 def _local_blocks(config: RunConfig) -> Iterator[str]:
-    if not isinstance(config.algorithm, LocalConfig | CentralisedConfig):  # said already
+    if not isinstance(config.algorithm, (LocalConfig, *POOLED)):  # said already
         yield from unmatched_local_blocks(config)
 
 
@@ -223,9 +241,9 @@ def _pixels(config: RunConfig) -> Iterator[str]:
 
 def _model(config: RunConfig) -> Iterator[str]:
     model, size = config.model, config.fit.batch_size
-    if isinstance(model, ClassifierConfig):
+    if not isinstance(model, DualEncoderConfig):
         if config.data.label is None:
-            yield "data.label is not set but model.kind is classifier; set data.label to the column to be learned"
+            yield f"data.label is not set but model.kind is {model.kind}; set data.label to the column to be learned"
         return
     if size < 2:
         norm = ", and head_norm: batch cannot normalise it" if model.head_norm == "batch" else ""
@@ -241,8 +259,11 @@ def _objective(config: RunConfig) -> Iterator[str]:
     if objective is None:
         return
     line = f"objective.name = {objective.name} but model.kind = {config.model.kind}"
-    if isinstance(config.model, ClassifierConfig) and not isinstance(objective, CrossEntropyConfig):
-        yield f"{line}, which reads no text; set objective.name: cross_entropy, or model.kind: dual_encoder"
+    if isinstance(config.model, JointConfig) or isinstance(objective, MvpConfig):
+        return  # checks_joint
+    if not isinstance(config.model, DualEncoderConfig) and not isinstance(objective, CrossEntropyConfig):
+        reads = "reads no text" if isinstance(config.model, ClassifierConfig) else "learns classes"
+        yield f"{line}, which {reads}; set objective.name: cross_entropy, or model.kind: dual_encoder"
     if isinstance(config.model, DualEncoderConfig) and isinstance(objective, CrossEntropyConfig):
         yield (
             f"{line}, which knows no classes; set objective.name: clip, convirt, siglip or gloria, "
@@ -282,9 +303,9 @@ def _feddra(config: RunConfig) -> Iterator[str]:
     algorithm = config.algorithm
     if not isinstance(algorithm, FedDRAConfig):
         return
-    if isinstance(config.model, ClassifierConfig):
+    if not isinstance(config.model, DualEncoderConfig):
         yield (
-            "algorithm.name = feddra but model.kind = classifier: it aligns pictures with text; "
+            f"algorithm.name = feddra but model.kind = {config.model.kind}: it aligns pictures with text; "
             "set model.kind: dual_encoder, or algorithm.name: afl for robust weights over classifiers"
         )
     if algorithm.schedule == "sequential":

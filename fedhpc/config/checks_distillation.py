@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, RunConfig
+from fedhpc.config.joint import FedMvpConfig
+from fedhpc.config.schema import ClassifierConfig, ColumnPartition, GroupsPartition, RunConfig
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part
 
@@ -17,7 +18,7 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
     algorithm, model, name = config.algorithm, config.model, config.algorithm.name
     networks = model.networks if isinstance(model, ClassifierConfig) else None
     if config.noise is not None and not isinstance(model, ClassifierConfig):
-        yield f"noise makes labels wrong, and model.kind = {model.kind} learns none; remove noise"
+        yield f"noise is for model.kind: classifier, and model.kind = {model.kind}; remove noise"
     if networks is not None and not isinstance(algorithm, DIFFERENT_NETWORKS):
         yield (
             f"model.networks with algorithm.name = {name}, which needs one network for all; set model.image, "
@@ -35,7 +36,9 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
         yield f"algorithm.name = {name} compares models on public data; set public: {{size: 1000}} or public.path"
     if not isinstance(algorithm, (*ON_PUBLIC_DATA, FedProtoConfig)):
         return
-    if not isinstance(model, ClassifierConfig):
+    if isinstance(algorithm, FedMvpConfig):
+        pass  # checks_joint
+    elif not isinstance(model, ClassifierConfig):
         yield f"algorithm.name = {name} but model.kind = {model.kind}, which has no classes; set model.kind: classifier"
     elif isinstance(algorithm, FedProtoConfig) and networks is not None and len(networks) > 1 and not model.embed_dim:
         yield (
@@ -48,7 +51,7 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
 def _too_few(config: RunConfig) -> Iterator[str]:
     """A sum over two clients shows each what the other put in."""
     partition, cohort, name = config.partition, config.cohort, config.algorithm.name
-    clients = None if isinstance(partition, ColumnPartition) else partition.num_clients
+    clients = None if isinstance(partition, ColumnPartition | GroupsPartition) else partition.num_clients
     why = f"algorithm.name = {name} sums over clients, and of a sum over two each knows the other's part"
     if clients is not None and clients < FEWEST:
         yield f"partition.num_clients = {clients}: {why}; set {FEWEST} or more"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fedhpc.config.algorithms import AflConfig, DroConfig, FedDRAConfig
-from fedhpc.config.schema import ColumnPartition, RunConfig
+from fedhpc.config.schema import ColumnPartition, GroupsPartition, RunConfig
 
 
 def known_clients(config: RunConfig) -> int | None:
     """Clients that train, where the config alone tells."""
     partition, phantom = config.partition, config.data.phantom
+    if isinstance(partition, GroupsPartition):
+        return None
     if not isinstance(partition, ColumnPartition):
         return partition.num_clients
     if phantom is not None and partition.column == "site":

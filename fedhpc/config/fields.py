@@ -27,9 +27,19 @@ def variants(field: FieldInfo) -> dict[str, SectionType]:
 
 def section_of(field: FieldInfo) -> SectionType | None:
     """The section type of a plain (perhaps optional) section field."""
+    if get_origin(field.annotation) is dict:  # see entry_of
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section) and field.discriminator is None:
             return kind
+    return None
+
+
+def entry_of(field: FieldInfo) -> SectionType | None:
+    """The section type of a field that maps names to sections."""
+    arguments = get_args(field.annotation)
+    if get_origin(field.annotation) is dict and isinstance(arguments[1], type) and issubclass(arguments[1], Section):
+        return arguments[1]
     return None
 
 
@@ -44,6 +54,7 @@ def locate(root: SectionType, loc: Sequence[int | str]) -> tuple[tuple[str, ...]
     field: FieldInfo | None = None
     inside: SectionType | None = root  # the section that the next key belongs to
     tags: dict[str, SectionType] = {}
+    entry: SectionType | None = None  # sections by names that the user chooses
     for part in loc:
         if part in tags:
             inside, tags = tags[str(part)], {}
@@ -51,12 +62,16 @@ def locate(root: SectionType, loc: Sequence[int | str]) -> tuple[tuple[str, ...]
         if part == "[key]" or (inside is None and isinstance(part, int)):
             continue  # the items of a list are judged, and replaced, as a whole
         path.append(str(part))
+        if entry is not None:  # a name that the user chose
+            inside, entry = entry, None
+            continue
         if inside is None:  # a key of free options
             holder = None
             continue
         holder, field = inside, inside.model_fields.get(str(part))
         tags = variants(field) if field else {}
         inside = section_of(field) if field else None
+        entry = entry_of(field) if field else None
     return tuple(path), holder, field
 
 
@@ -65,6 +80,8 @@ def keys_everywhere(section: SectionType, prefix: str = "") -> Iterator[tuple[st
     for key, field in section.model_fields.items():
         yield key, prefix
         path = f"{prefix}.{key}" if prefix else key
+        if (inner := entry_of(field)) is not None:
+            yield from keys_everywhere(inner, f"{path}.NAME")
         if (inner := section_of(field)) is not None:
             yield from keys_everywhere(inner, path)
         for tag, variant in variants(field).items():

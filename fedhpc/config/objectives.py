@@ -77,4 +77,22 @@ class CrossEntropyConfig(Section):
     name: Literal["cross_entropy"]
 
 
-ObjectiveConfig = ClipConfig | ConvirtConfig | SiglipConfig | GloriaConfig | CrossEntropyConfig
+class MvpConfig(Section):
+    """Cross entropy of the joint representation, plus MCM and RAM, which bind it to those of single modalities
+    (FedMVP, ALGORITHMS.md D.2). model.kind: joint only."""
+
+    name: Literal["fedmvp"]
+    mcm: float = Field(0.01, ge=0)
+    """Weight a of the multi-modal contrastive matching loss."""
+    ram: float = Field(0.5, ge=0)
+    """Weight b of the representation aligned margin loss."""
+    temperature: float = Field(0.1, gt=0)
+    """MCM's similarities are divided by it."""
+    ram_form: Literal["batch", "per_sample"] = "batch"
+    """batch, as released: all rows are pulled where a single modality's mean cross entropy is below the joint one's,
+    and both ends move. per_sample: row by row, and only the joint representation moves."""
+    normalise: bool = True
+    """Bring the joint representation to length 1 before MCM; the released code does not."""
+
+
+ObjectiveConfig = ClipConfig | ConvirtConfig | SiglipConfig | GloriaConfig | CrossEntropyConfig | MvpConfig

@@ -12,8 +12,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.completion import CompletionConfig
+from fedhpc.config.encoder import EncoderConfig as EncoderConfig
+from fedhpc.config.fusion import FusionConfig as FusionConfig
+from fedhpc.config.fusion import ModalitiesConfig
+from fedhpc.config.joint import JointConfig as JointConfig
+from fedhpc.config.joint import MissingConfig
 from fedhpc.config.noise import Noise
 from fedhpc.config.objectives import ObjectiveConfig
+from fedhpc.config.partition import ColumnPartition as ColumnPartition
+from fedhpc.config.partition import DirichletPartition as DirichletPartition
+from fedhpc.config.partition import GroupsPartition as GroupsPartition
+from fedhpc.config.partition import IidPartition as IidPartition
+from fedhpc.config.partition import Partition as Partition
+from fedhpc.config.partition import QuantityPartition as QuantityPartition
 from fedhpc.config.section import Section
 
 Split = Literal["train", "val", "test"]
@@ -38,6 +50,8 @@ class PhantomConfig(Section):
     """Entries of the WordPiece tokenizer that is trained on the sentences."""
     max_tokens: int = Field(32, ge=4)
     """Tokens a sentence is cut or padded to."""
+    lab_values: int = Field(0, ge=0)
+    """Columns of a tabular modality ``labs``: noisy numbers that depend on the findings. 0: no such modality."""
 
     @model_validator(mode="after")
     def _sites_suffice(self) -> PhantomConfig:
@@ -57,7 +71,10 @@ class DataConfig(Section):
     phantom: PhantomConfig | None = None
     """Generate the phantom set instead: once, into ``data/``, or at `path` where that is given."""
     label: str | None = None
-    """Label column that a classifier learns. Required by `model.kind: classifier`."""
+    """Label column that a classifier learns. Required by `model.kind: classifier` and `fusion`."""
+    corrupt_text: float = Field(0.0, ge=0, le=1)
+    """Share of the words of every row that are replaced by random ones, the same in every round: a noisy modality, on
+    purpose. `model.kind: fusion` only."""
     max_tokens: int | None = Field(None, ge=2)
     """Cut token sequences to this length; the length in the file when not set."""
     image_mean: tuple[float, ...] = (0.5,)
@@ -70,78 +87,15 @@ class DataConfig(Section):
     """Mirror training pictures left to right at random. Not for chest X-rays, where sides matter."""
     memory_mib: int = Field(4096, ge=1)
     """Columns whose decoded size fits are held in memory; larger ones are read in chunk order with a shuffle buffer."""
+    sidecar_dir: Path | None = None
+    """Folder of what is computed from the packed file and kept: features of frozen encoders, completed rows. Default:
+    the packed file's own. `model.kind: joint` only."""
 
     @model_validator(mode="after")
     def _has_source(self) -> DataConfig:
         if self.path is None and self.phantom is None:
             raise ValueError("nothing to read: set data.path to a packed file, or data.phantom: {} for generated data")
         return self
-
-
-class IidPartition(Section):
-    """Patients are dealt to clients at random in equal numbers."""
-
-    kind: Literal["iid"] = "iid"
-    num_clients: int = Field(ge=1)
-    min_examples: int = Field(1, ge=1)
-    """Refuse a client with fewer training rows."""
-
-
-class DirichletPartition(Section):
-    """Each class of `label` is dealt in proportions drawn from Dirichlet(alpha): small alpha, strong skew."""
-
-    kind: Literal["dirichlet"]
-    num_clients: int = Field(ge=1)
-    label: str
-    """Label column of the file."""
-    alpha: float = Field(gt=0)
-    min_examples: int = Field(1, ge=1)
-    """Redraw (200 times at most) until every client has this many training rows."""
-    min_test_examples: int = Field(0, ge=0)
-    """And this many test rows: a recall over few items says little."""
-
-
-class ColumnPartition(Section):
-    """One client for each value of a column: natural hospitals with ``column: site``."""
-
-    kind: Literal["column"]
-    column: str = "site"
-    """``site`` or a label column."""
-    leave_out: list[str] = Field(default_factory=list)
-    """Sites that take no part in training and are evaluated as unseen ones."""
-    min_examples: int = Field(1, ge=1)
-    """Refuse a client with fewer training rows."""
-
-
-class QuantityPartition(Section):
-    """Client sizes drawn from Dirichlet(alpha), labels mixed alike: quantity skew."""
-
-    kind: Literal["quantity"]
-    num_clients: int = Field(ge=1)
-    alpha: float = Field(gt=0)
-    min_examples: int = Field(1, ge=1)
-    """Redraw (200 times at most) until every client has this many training rows."""
-    min_test_examples: int = Field(0, ge=0)
-    """And this many test rows: a recall over few items says little."""
-
-
-Partition = Annotated[
-    IidPartition | DirichletPartition | ColumnPartition | QuantityPartition, Field(discriminator="kind")
-]
-
-
-class EncoderConfig(Section):
-    """An encoder from timm (image) or transformers (text)."""
-
-    name: str
-    """timm model name (image: or ``clip_vision_model``, ``siglip_vision_model``, ``blip_2_vision_model``), transformers
-    model type (text: ``bert``), or what `pretrained` points to."""
-    pretrained: str | None = None
-    """Local folder or hub id whose weights are loaded; random weights when not set."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to ``timm.create_model`` or to the transformers config (``hidden_size: 64``)."""
-    freeze: bool = False
-    """Keep the weights as they are. A frozen parameter crosses no wire."""
 
 
 class DualEncoderConfig(Section):
@@ -238,7 +192,7 @@ class PublicConfig(Section):
         return self
 
 
-Model = Annotated[DualEncoderConfig | ClassifierConfig, Field(discriminator="kind")]
+Model = Annotated[DualEncoderConfig | ClassifierConfig | FusionConfig | JointConfig, Field(discriminator="kind")]
 
 
 class OptimizerConfig(Section):
@@ -291,6 +245,16 @@ class FitConfig(Section):
         return self
 
 
+class DropoutConfig(Section):
+    """Clients that are lost in a round, on purpose: what one of them would have put into it is missing."""
+
+    probability: float = Field(gt=0, lt=1)
+    """Of every client of the cohort, in every round: a pure function of (random_seed, round)."""
+    when: Literal["before", "after"] = "before"
+    """before: they never begin, and the cohort is smaller. after: they are lost in the round's first exchange, after
+    their neighbours have masked against them, so that masks must be recovered (docs/security.md)."""
+
+
 class CohortConfig(Section):
     """Which clients take part in a round: a pure function of (random_seed, round)."""
 
@@ -298,6 +262,7 @@ class CohortConfig(Section):
     """Clients a round, drawn without replacement. All of them when neither is set."""
     fraction: float | None = Field(None, gt=0, le=1)
     """The same as a share of all clients (rounded, at least one)."""
+    dropout: DropoutConfig | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> CohortConfig:
@@ -313,6 +278,12 @@ class AggregationConfig(Section):
     """fixed_point: exact 64-bit integer sums, so any number of ranks gives the same bits. float32: half the bytes."""
     fraction_bits: int = Field(32, ge=8, le=52)
     """Bits behind the binary point. Fewer bits leave more range for large weights or values."""
+    ring_bits: Literal[32, 64] = 64
+    """Integers of fixed_point. 32: half the bytes, with fraction_bits: 20 or less; range is checked all the same."""
+    secure: bool = False
+    """Mask what every rank sends, so that only sums over clients become known to others (docs/security.md)."""
+    min_contributors: int = Field(3, ge=3)
+    """Under `secure`: a sum that fewer clients put something into is refused."""
     bucket_mib: int = Field(256, ge=1)
     """Contributions travel in buckets of this size."""
     local_blocks: list[str] = Field(default_factory=list)
@@ -330,8 +301,13 @@ class EvaluationConfig(Section):
     """Split of the last evaluation, the one in the final table."""
     batch_size: int = Field(64, ge=2)
     """Also the candidate pool of in-batch retrieval."""
+    num_resamples: int = Field(0, ge=0)
+    """Fusion: 95 % intervals from this many bootstrap resamples of patients, by client and combination. 0: none."""
     match: list[str] | None = None
     """Retrieval: an item counts as correct when it agrees in all these label columns. Not set: identical text."""
+    clients: Literal["shown", "mean"] | None = None
+    """shown: all ranks see every client's metrics, and tables list them. mean: only their means over clients become
+    known, as sums. Default: mean under aggregation.secure, else shown."""
 
 
 class MeshConfig(Section):
@@ -395,12 +371,18 @@ class RunConfig(Section):
     partition: Partition
     noise: Noise | None = Field(None, discriminator="kind")
     """Wrong training labels, on purpose. Validation and test labels stay as they are."""
+    missing: MissingConfig | None = None
+    """Training rows that lose a modality, on purpose (docs/fedmvp.md). Models that need both leave them out."""
+    completion: CompletionConfig | None = Field(None, discriminator="method")
+    """What stands in for a missing modality (docs/fedmvp.md). `model.kind: joint` only."""
     public: PublicConfig | None = None
     """Pictures that all clients hold, for algorithms that compare models on them (docs/mdhfl.md). Under other
     algorithms rows may be held out all the same, so that arms of a comparison train on the same ones."""
     model: Model
+    modalities: ModalitiesConfig = Field(default_factory=ModalitiesConfig)
     objective: ObjectiveConfig | None = Field(None, discriminator="name")
-    """What clients minimise. Default: clip for a dual encoder, cross_entropy for a classifier."""
+    """What clients minimise. Default: clip for a dual encoder, fedmvp under algorithm.name: fedmvp, else
+    cross_entropy."""
     fit: FitConfig
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)
@@ -412,6 +394,12 @@ class RunConfig(Section):
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+
+    @property
+    def shows_clients(self) -> bool:
+        """Whether an evaluation shows every client's metrics."""
+        default = "mean" if self.aggregation.secure else "shown"
+        return (self.evaluation.clients or default) == "shown"
 
     @model_validator(mode="before")
     @classmethod

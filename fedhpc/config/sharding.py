@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fedhpc.config.algorithms import FedDRAConfig, FedProxConfig, ScaffoldConfig
-from fedhpc.config.schema import RunConfig, ShardingConfig
+from fedhpc.config.schema import FusionConfig, RunConfig, ShardingConfig
 
 SHARDED = ("fedavg", "fedprox", "fedopt", "scaffold", "moon", "feddra")
 REASONS: Mapping[str, str] = {
@@ -31,6 +31,11 @@ def sharding_problems(config: RunConfig) -> Iterator[str]:
         )
     if isinstance(algorithm, FedDRAConfig) and algorithm.variant == "upstream":
         yield f"algorithm.variant = upstream but {told}: its first anchor mixes whole tensors; set variant: sound"
+    if isinstance(config.model, FusionConfig):
+        yield (
+            f"model.kind = fusion but {told}: its clients own different blocks, and a shard is part of all blocks; set "
+            "mesh.shard: 1 and sharding: null"
+        )
     if config.aggregation.local_blocks:
         yield f"aggregation.local_blocks is set but {told}, and clients keep no shards of their own; set it to []"
     if fit.optimizer.keep_state:

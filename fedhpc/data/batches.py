@@ -6,7 +6,7 @@ Larger ones are read in chunk order: chunks are shuffled, then rows within a buf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -59,10 +59,12 @@ class Source:
         streamed = [column for name, column in columns.items() if name not in self._memory]
         self.chunk_rows = max((reader.chunk_rows(column) for column in streamed), default=0)  # 0: all in memory
 
-    def take(self, rows: Tensor) -> dict[str, Tensor]:
-        """Raw columns of `rows` (int64 [n]), in their order, on the CPU."""
+    def take(self, rows: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Raw columns of `rows` (int64 [n]), in their order, on the CPU: all, or those of these names."""
         taken = {}
         for name, column in self._columns.items():
+            if names is not None and name not in names:
+                continue
             if name in self._memory:
                 taken[name] = self._memory[name].index_select(0, rows)
             else:
@@ -84,15 +86,34 @@ def shuffled(rows: Tensor, chunk_rows: int, generator: torch.Generator, buffer_c
 
 
 class BatchMaker:
-    """Turns rows into batches: decode, augment, normalise, move to the device."""
+    """Turns rows into batches: decode, augment, normalise, move to the device.
 
-    def __init__(self, source: Source, config: DataConfig, device: torch.device, channels_last: bool) -> None:
+    Args:
+        names: columns of a batch; all of the source's when not given.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        device: torch.device,
+        channels_last: bool,
+        names: frozenset[str] | None = None,
+    ) -> None:
+        self._names = names
+        self._parts: dict[frozenset[str], BatchMaker] = {}
         self._source = source
         self._config = config
         self._device = device
         self._channels_last = channels_last
         self._scale: Tensor | None = None
         self._shift: Tensor | None = None
+
+    def only(self, names: frozenset[str]) -> BatchMaker:
+        """One whose batches have only these columns (and "row"): for a client that lacks the others."""
+        if names not in self._parts:
+            self._parts[names] = BatchMaker(self._source, self._config, self._device, self._channels_last, names)
+        return self._parts[names]
 
     def training(
         self, rows: Tensor, batch_size: int, num_batches: int, drop_last: bool, generator: torch.Generator
@@ -121,7 +142,7 @@ class BatchMaker:
             per_window = max(1, WINDOW_BYTES // max(self._row_bytes(order) * sizes[start], 1))
             window = sizes[start : start + per_window]
             rows = order[first : first + sum(window)]
-            columns = self._prepare(self._source.take(rows), generator)
+            columns = self._prepare(self._source.take(rows, self._names), generator)
             columns["row"] = rows
             parts = {name: column.split(list(window)) for name, column in columns.items()}
             for index in range(len(window)):
@@ -130,7 +151,7 @@ class BatchMaker:
 
     def _row_bytes(self, order: Tensor) -> int:
         if not hasattr(self, "_row_bytes_known"):
-            one = self._source.take(order[:1])
+            one = self._source.take(order[:1], self._names)
             self._row_bytes_known = 4 * sum(column.numel() for column in one.values())
         return self._row_bytes_known
 

@@ -11,14 +11,24 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.config.algorithms import AflConfig, CentralisedConfig, FedDRAConfig, LocalConfig, QfflConfig
+from fedhpc.config.algorithms import POOLED, AflConfig, FedDRAConfig, LocalConfig, QfflConfig
 from fedhpc.config.blocks import encoders, open_local_blocks
 from fedhpc.config.checks_robust import lonely_cohort, trim_problem
 from fedhpc.config.fields import closest, shown
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, DirichletPartition, RunConfig
+from fedhpc.config.schema import (
+    ClassifierConfig,
+    ColumnPartition,
+    DirichletPartition,
+    DualEncoderConfig,
+    FusionConfig,
+    GroupsPartition,
+    JointConfig,
+    RunConfig,
+)
 from fedhpc.data.hdf5 import SPLITS, PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom, phantom_path
 from fedhpc.data.phantom import ATTRIBUTES
+from fedhpc.data.presence import present_rows
 
 Array = np.ndarray
 
@@ -67,7 +77,13 @@ def _to_generate(config: RunConfig) -> Iterator[str]:
 
 
 def _problems(config: RunConfig, packed: PackedFile) -> Iterator[str]:
+    if isinstance(config.model, FusionConfig):
+        yield from _columns(config, list(packed.label_classes), str(packed.path))
+        yield from _modalities(config.model, packed)
+        return
     needs = ["image"] if isinstance(config.model, ClassifierConfig) else ["image", "text"]
+    if isinstance(config.model, JointConfig):
+        needs = list(config.model.modalities)
     lacking = [modality for modality in needs if modality not in packed.modalities]
     for modality in lacking:
         yield (
@@ -81,14 +97,26 @@ def _problems(config: RunConfig, packed: PackedFile) -> Iterator[str]:
         yield from _clients(config, packed, _usable(config, packed, needs))
 
 
+def _modalities(model: FusionConfig, packed: PackedFile) -> Iterator[str]:
+    """What a model over several modalities reads of the file."""
+    for name in model.modalities:
+        try:
+            present_rows(packed, model, name)
+        except ValueError as error:
+            yield str(error)
+
+
 def _columns(config: RunConfig, labels: Sequence[str], where: str) -> Iterator[str]:
     """Label columns that the config names."""
     named: list[tuple[str, str | None, Sequence[str]]] = []
-    if isinstance(config.model, ClassifierConfig):
+    if not isinstance(config.model, DualEncoderConfig):
         named.append(("data.label", config.data.label, ()))
     if isinstance(config.partition, DirichletPartition):
         named.append(("partition.label", config.partition.label, ()))
     if isinstance(config.partition, ColumnPartition):
+        named.append(("partition.column", config.partition.column, ("site",)))
+    if isinstance(config.partition, GroupsPartition):
+        named.append(("partition.within", config.partition.within, ()))
         named.append(("partition.column", config.partition.column, ("site",)))
     named += [("evaluation.match", column, ()) for column in config.evaluation.match or []]
     for key, column, more in named:
@@ -118,10 +146,11 @@ def _sizes(config: RunConfig, packed: PackedFile) -> Iterator[str]:
 
 def _usable(config: RunConfig, packed: PackedFile, needs: Sequence[str]) -> Array:
     """bool [rows]: what the model can use, as `data.select.usable_rows`."""
-    usable = np.ones(packed.num_rows, dtype=bool)
-    for modality in needs:
-        usable &= packed.read(f"present/{modality}").astype(bool)
-    if isinstance(config.model, ClassifierConfig) and config.data.label is not None:
+    present = [packed.read(f"present/{modality}").astype(bool) for modality in needs]
+    usable = np.asarray(np.all(present, axis=0))
+    if isinstance(config.model, JointConfig) and (config.model.missing == "zeros" or config.completion is not None):
+        usable |= np.any(present, axis=0) & (packed.read("split") == SPLITS.index("train"))
+    if isinstance(config.model, ClassifierConfig | JointConfig) and config.data.label is not None:
         usable &= packed.read(f"label/{config.data.label}") >= 0
     return usable
 
@@ -179,7 +208,7 @@ def _holders(column: str, packed: PackedFile, usable: Array) -> list[Holder]:
 
 
 def _cohort(config: RunConfig, clients: int, packed: PackedFile) -> Iterator[str]:
-    if isinstance(config.algorithm, LocalConfig | CentralisedConfig):
+    if isinstance(config.algorithm, (LocalConfig, *POOLED)):
         return
     size = config.cohort.size
     if size is not None and size > clients:

@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedhpc.config.schema import ColumnPartition, DirichletPartition, IidPartition, Partition, QuantityPartition
+from fedhpc.config.schema import (
+    ColumnPartition,
+    DirichletPartition,
+    GroupsPartition,
+    IidPartition,
+    Partition,
+    QuantityPartition,
+)
 from fedhpc.data.hdf5 import SPLITS, PackedFile
 
 Array = np.ndarray
@@ -79,6 +86,8 @@ def partition(
     patients = _group(patient, np.asarray(split))
     if isinstance(config, ColumnPartition):
         client, names = _by_column(config, site, labels, patients)
+    elif isinstance(config, GroupsPartition):
+        client, names = _in_groups(config, site, labels, patients, random_seed)
     else:
         if config.num_clients > patients.count:
             raise ValueError(f"partition.num_clients is {config.num_clients}, but there are only {patients.count} "
@@ -232,22 +241,66 @@ def _by_column(
     patients: _Patients,
 ) -> tuple[Array, list[str]]:
     is_site = config.column == "site"
-    codes, values = site if is_site else _column(labels, config.column, "partition.column", extra=("site",))
+    value, values = _value_of_patients(config.column, site, labels, patients)
+    held, client = np.unique(value, return_inverse=True)
+    names = [values[index] if is_site else f"client-{k}" for k, index in enumerate(held)]
+    return client.astype(np.int64), names
+
+
+def _in_groups(
+    config: GroupsPartition,
+    site: tuple[Array, list[str]],
+    labels: Mapping[str, tuple[Array, list[str]]],
+    patients: _Patients,
+    random_seed: int,
+) -> tuple[Array, list[str]]:
+    """Whole units go, in random order, each to the group with the fewest training rows at that time."""
+    unit, _ = _value_of_patients(config.column, site, labels, patients)
+    pool, pools = np.zeros(patients.count, np.int64), ["group"]
+    if config.within is not None:
+        pool, pools = _value_of_patients(config.within, site, labels, patients, "partition.within")
+    random = _generator(random_seed, config.kind)
+    client = np.full(patients.count, -1, np.int64)
+    names: list[str] = []
+    rows = np.where(patients.split == TRAIN, patients.size, 0)
+    for value in np.unique(pool):
+        members = pool == value
+        held = np.unique(unit[members])
+        if len(held) < config.num_groups:
+            raise ValueError(f"partition.num_groups is {config.num_groups}, but {pools[value]} has {len(held)} values "
+                             f"of {config.column}, and these stay whole: lower num_groups")  # fmt: skip
+        filled = np.zeros(config.num_groups, np.int64)
+        for one in random.permutation(held):
+            here = members & (unit == one)
+            group = int(filled.argmin())
+            client[here] = len(names) + group
+            filled[group] += max(1, int(rows[here].sum()))
+        names += [f"{pools[value]}-{k + 1}" for k in range(config.num_groups)]
+    return client, names
+
+
+def _value_of_patients(
+    column: str,
+    site: tuple[Array, list[str]],
+    labels: Mapping[str, tuple[Array, list[str]]],
+    patients: _Patients,
+    key: str = "partition.column",
+) -> tuple[Array, list[str]]:
+    """int64 [P] codes of a column that no patient has two values of, and their names."""
+    codes, values = site if column == "site" else _column(labels, column, key, extra=("site",))
     value = _majority(np.asarray(codes), len(values), patients)
     mixed = (codes >= 0) & (value[patients.of_row] != codes)
     if mixed.any():
         row = int(np.flatnonzero(mixed)[0])
         one = patients.of_row[row]
-        raise ValueError(f"partition.column {config.column!r}: patient '{patients.names[one]}' has rows of "
+        raise ValueError(f"{key} {column!r}: patient '{patients.names[one]}' has rows of "
                          f"{values[value[one]]!r} and of {values[codes[row]]!r}, and patients are never cut between "
                          "clients: choose another column, or kind: dirichlet with this label")  # fmt: skip
     lacking = int(patients.size[value < 0].sum())
     if lacking:
-        raise ValueError(f"partition.column {config.column!r}: {lacking} rows have no value, and no row may be lost: "
+        raise ValueError(f"{key} {column!r}: {lacking} rows have no value, and no row may be lost: "
                          "choose another column, or pack the set without these rows")  # fmt: skip
-    held, client = np.unique(value, return_inverse=True)
-    names = [values[index] if is_site else f"client-{k}" for k, index in enumerate(held)]
-    return client.astype(np.int64), names
+    return value, values
 
 
 def _column(
@@ -269,7 +322,8 @@ def _rows(client: Array, patients: _Patients, num_clients: int, split: int) -> A
 def _too_few(config: Partition, train_rows: Array, names: list[str]) -> str:
     few = np.flatnonzero(train_rows < config.min_examples)
     listed = ", ".join(f"{names[k]} ({train_rows[k]})" for k in few[:8]) + (", ..." if len(few) > 8 else "")
-    cure = "choose another column or kind" if isinstance(config, ColumnPartition) else "lower partition.num_clients"
+    by_column = isinstance(config, ColumnPartition | GroupsPartition)
+    cure = "choose another column or kind" if by_column else "lower partition.num_clients"
     return (f"{len(few)} of {len(names)} clients have fewer than partition.min_examples = {config.min_examples} "
             f"training rows: {listed}; {cure}, or lower min_examples")  # fmt: skip
 

@@ -88,6 +88,20 @@ def primary_finding(attributes: Array) -> Array:
     return np.where(lowest == len(FINDINGS), 0, lowest).astype(np.int32)
 
 
+def draw_labs(attributes: Array, num_columns: int, random: np.random.Generator) -> Array:
+    """float32 [n, num_columns]: laboratory values, linear in the findings with noise, each in units of its own.
+
+    attributes [n, 10]. A value in fifty is missing (NaN), and one in two hundred an outlier.
+    """
+    findings = np.stack([(attributes * (np.asarray(_GROUP) == g)).sum(1) for g in range(1, len(FINDINGS))], axis=1)
+    effect = random.standard_normal((findings.shape[1], num_columns))
+    values = findings @ effect + 1.5 * random.standard_normal((len(attributes), num_columns))
+    values[random.random(values.shape) < 0.005] *= 100
+    values = values * 10 ** random.uniform(-1, 2, num_columns) + random.uniform(-5, 5, num_columns)
+    values[random.random(values.shape) < 0.02] = np.nan
+    return values.astype(np.float32)
+
+
 def draw_anatomy(n: int, random: np.random.Generator) -> Array:
     """float32 [n, 8] per patient: shift x, y, tilt, torso width, lung width, lung height, heart size, rib phase."""
     low = np.array([-0.03, -0.03, -0.06, 0.93, 0.92, 0.94, 0.92, 0.0])

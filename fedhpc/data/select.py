@@ -6,19 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, RunConfig
-from fedhpc.data.hdf5 import PackedFile
+from fedhpc.config.schema import ColumnPartition, DualEncoderConfig, FusionConfig, JointConfig, RunConfig
+from fedhpc.data.hdf5 import SPLITS, PackedFile
 from fedhpc.data.partition import ClientRows, partition_file
+from fedhpc.data.presence import present_rows
 from fedhpc.data.public import held_out_rows
 from fedhpc.interfaces import ClientId, DataSpec
 
 
 def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
-    """Rows that have all that the model needs: int64, sorted.
+    """Rows that have all that the model needs (fusion: a label and one modality at least): int64, sorted.
 
     Raises:
         ValueError: the file lacks a modality or the label column, or no row has everything.
     """
+    if isinstance(config.model, FusionConfig):
+        model = config.model
+        some = np.any([present_rows(packed, model, m) for m in model.modalities], axis=0)
+        usable = some & (packed.read(f"label/{label_column(packed, config)}") >= 0)
+        if not usable.any():
+            raise ValueError(f"no row of {config.data.path} has a label and {' or '.join(model.modalities)}")
+        return np.flatnonzero(usable)
+    if isinstance(config.model, JointConfig):
+        return _usable_pairs(packed, config, config.model)
     usable = np.ones(packed.num_rows, dtype=bool)
     needs = ["image", "text"] if isinstance(config.model, DualEncoderConfig) else ["image"]
     for modality in needs:
@@ -33,6 +43,40 @@ def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
     if not usable.any():
         raise ValueError(f"no row of {config.data.path} has {' and '.join(needs)}; see `fedhpc describe`")
     return np.flatnonzero(usable)
+
+
+def _usable_pairs(packed: PackedFile, config: RunConfig, model: JointConfig) -> np.ndarray:
+    """Of a joint model: rows with a label and all modalities; training rows also with one of them, where something
+    stands in for the other."""
+    complete = _complete_pairs(packed, config, model)
+    some = np.any([packed.read(f"present/{m}") for m in model.modalities], axis=0)
+    train = packed.read("split") == SPLITS.index("train")
+    fills = model.missing == "zeros" or config.completion is not None
+    labelled = packed.read(f"label/{label_column(packed, config)}") >= 0
+    usable = complete | (some & train & labelled & fills)
+    if not usable.any():
+        raise ValueError(f"no row of {config.data.path} has a label and {' and '.join(model.modalities)}")
+    return np.flatnonzero(usable)
+
+
+def _complete_pairs(packed: PackedFile, config: RunConfig, model: JointConfig) -> np.ndarray:
+    """bool [rows]."""
+    for modality in model.modalities:
+        if modality not in packed.modalities:
+            raise ValueError(
+                f"the model reads {modality}, but {packed.path} has only {', '.join(packed.modalities)}; pack it with "
+                f"--{modality}-column, or remove model.{modality}"
+            )
+    labelled = packed.read(f"label/{label_column(packed, config)}") >= 0
+    return np.all([labelled, *(packed.read(f"present/{m}").astype(bool) for m in model.modalities)], axis=0)
+
+
+def public_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
+    """Training rows that config.public takes from the clients: int64, sorted; those of a joint model are complete."""
+    rows = usable_rows(packed, config)
+    if isinstance(config.model, JointConfig):
+        rows = rows[_complete_pairs(packed, config, config.model)[rows]]
+    return held_out_rows(packed, config, rows)
 
 
 def label_column(packed: PackedFile, config: RunConfig) -> str:
@@ -50,7 +94,7 @@ def client_rows(packed: PackedFile, config: RunConfig) -> list[ClientRows]:
     """The usable rows, without those that are public, dealt to clients by config.partition: the same on every rank. Row
     numbers are the file's."""
     rows = usable_rows(packed, config)
-    rows = np.setdiff1d(rows, held_out_rows(packed, config, rows), assume_unique=True)
+    rows = np.setdiff1d(rows, public_rows(packed, config), assume_unique=True)
     return partition_file(config.partition, packed, config.random_seed, rows)
 
 

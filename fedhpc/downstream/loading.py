@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import LOCAL_STATE, derived_seed
@@ -17,7 +17,7 @@ from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.config.load import load_config
-from fedhpc.config.schema import ClassifierConfig, RunConfig
+from fedhpc.config.schema import ClassifierConfig, FusionConfig, JointConfig, RunConfig
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.select import client_rows, data_spec, unseen_clients
@@ -41,6 +41,7 @@ class TrainedRun:
         names: of the run's clients, by id.
         train_sites: sites of the file with a training row at some client.
         tokenizer_json: of the run's own packed file; None where it has no text.
+        read: where `module` is there for its structure alone (streamed.py), gives its tensors by name.
     """
 
     folder: Path
@@ -58,6 +59,11 @@ class TrainedRun:
     checksum: str
     tokenizer_json: str | None
     client: ClientId | None
+    read: Callable[[str], Tensor] | None = None
+
+    def value(self, name: str) -> Tensor:
+        """One tensor of the model's state dict."""
+        return self.module.state_dict()[name] if self.read is None else self.read(name)
 
 
 def load_run(folder: Path, client: int | str | None = None, device: torch.device | None = None) -> TrainedRun:
@@ -70,13 +76,66 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         ValueError: no run there, its data are gone or others, its weights do not fit, or `client` is needed, unknown or
             without effect.
     """
+    opened = open_folder(folder)
+    device = device or torch.device("cpu")
+    config, names = opened.config, opened.names
+    networks = _networks(config, opened.spec, device)
+    own = None if client is None else _id_of(names, client)
+    item = _item(config, names, own)
+    weights = networks[item]
+    chosen = _Weights(config, weights, opened.checkpoints, opened.checkpoint, names, networks)
+    blocks, whose, notes = chosen.choose(own)
+    weights.load(blocks)
+    return opened.trained(weights.module.eval(), device, whose, notes, _of_client(config, item), own)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a run folder says of a run, but for its weights."""
+
+    folder: Path
+    config: RunConfig
+    spec: DataSpec
+    checkpoints: Checkpoints
+    checkpoint: Path
+    names: dict[ClientId, str]
+    train_sites: frozenset[str]
+    data_path: Path
+    checksum: str
+    tokenizer_json: str | None
+
+    def trained(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        whose: str,
+        notes: Sequence[str] = (),
+        config: RunConfig | None = None,
+        client: ClientId | None = None,
+    ) -> TrainedRun:
+        """The run with `module`; config: as if the client's network were that of all."""
+        done = int(self.checkpoints.load_loop(self.checkpoint)["rounds_done"])
+        unfinished = [f"the run is not finished: {done} of {self.config.rounds} rounds"]
+        return TrainedRun(
+            self.folder, config or self.config, self.spec, module, device, self.checkpoint, done, whose,
+            (*notes, *(unfinished if done < self.config.rounds else [])), self.names, self.train_sites, self.data_path,
+            self.checksum, self.tokenizer_json, client,
+        )  # fmt: skip
+
+
+def open_folder(folder: Path) -> Opened:
+    """Raises ValueError as `load_run`. Sets torch's threads to runtime.threads_per_rank."""
     config = read_config(folder)
     torch.set_num_threads(config.runtime.threads_per_rank)
-    device = device or torch.device("cpu")
     checkpoints = _checkpoints(folder)
     newest = checkpoints.latest()
     if newest is None:
         raise ValueError(f"{folder} has no checkpoint yet; let `fedhpc run` finish a round with --run-dir {folder}")
+    if isinstance(config.model, FusionConfig | JointConfig):
+        raise ValueError(
+            f"{folder} has model.kind: {config.model.kind}, whose classifiers are evaluated in the run itself "
+            "(results.json); `fedhpc evaluate` and `fedhpc export` take dual encoders and image classifiers"
+        )
     with _own_file(folder, config) as packed:
         spec = data_spec(packed, config)
         dealt = client_rows(packed, config)
@@ -86,20 +145,7 @@ def load_run(folder: Path, client: int | str | None = None, device: torch.device
         train_sites = frozenset(site_names[code] for c in trained for code in set(site[c.train].tolist()))
         path, checksum, tokenizer = packed.path, packed.checksum, packed.tokenizer_json
     names = {c.id: c.site for c in dealt}
-    networks = _networks(config, spec, device)
-    own = None if client is None else _id_of(names, client)
-    item = _item(config, names, own)
-    weights = networks[item]
-    module = weights.module
-    blocks, whose, notes = _Weights(config, weights, checkpoints, newest, names, networks).choose(own)
-    weights.load(blocks)
-    rounds_done = int(checkpoints.load_loop(newest)["rounds_done"])
-    if rounds_done < config.rounds:
-        notes.append(f"the run is not finished: {rounds_done} of {config.rounds} rounds")
-    return TrainedRun(
-        folder, _of_client(config, item), spec, module.eval(), device, newest, rounds_done, whose, tuple(notes), names,
-        train_sites, path, checksum, tokenizer, own,
-    )  # fmt: skip
+    return Opened(folder, config, spec, checkpoints, newest, names, train_sites, path, checksum, tokenizer)
 
 
 def _networks(config: RunConfig, spec: DataSpec, device: torch.device) -> list[FlatModel]:
@@ -109,8 +155,7 @@ def _networks(config: RunConfig, spec: DataSpec, device: torch.device) -> list[F
     for item in range(len(several or (None,))):
         # Frozen weights are in no checkpoint.
         if several is None:
-            torch.manual_seed(derived_seed(config.random_seed, "model"))
-            module = build_model(config.model, spec, config.objective).to(device)
+            module = first_model(config, spec).to(device)
         else:
             assert isinstance(config.model, ClassifierConfig)
             torch.manual_seed(derived_seed(config.random_seed, "model", item))
@@ -119,6 +164,12 @@ def _networks(config: RunConfig, spec: DataSpec, device: torch.device) -> list[F
             module = module.to(memory_format=torch.channels_last)
         built.append(FlatModel(module, config.aggregation.local_blocks))
     return built
+
+
+def first_model(config: RunConfig, spec: DataSpec) -> nn.Module:
+    """The one network of a run, as it was before the first round."""
+    torch.manual_seed(derived_seed(config.random_seed, "model"))
+    return build_model(config.model, spec, config.objective)
 
 
 def _item(config: RunConfig, names: dict[ClientId, str], client: ClientId | None) -> int:

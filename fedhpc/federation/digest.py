@@ -39,5 +39,5 @@ def final_sha256(fed: SlotFederation, algorithm: Algorithm, clients: Sequence[Cl
         digest = blocks_sha256(algorithm.personal(client))
         return {str(i): float(byte) for i, byte in enumerate(digest)}
 
-    rows = fed.evaluate(own, [str(i) for i in range(32)], clients)
+    rows = fed.evaluate(own, [str(i) for i in range(32)], clients, "digest of own weights")
     return hashlib.sha256(bytes(int(row[str(i)]) for row in rows for i in range(32))).hexdigest()

@@ -13,9 +13,11 @@ from torch import Tensor
 from fedhpc.client.client import DataClient, derived_seed
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives
-from fedhpc.comm.sums import Sums
+from fedhpc.comm.ledger import Operation
+from fedhpc.comm.secure import Contributors
+from fedhpc.comm.sums import Sums, WeightedMean
 from fedhpc.config.schema import CohortConfig
-from fedhpc.federation.cohort import cohort_size, sample_cohort
+from fedhpc.federation.cohort import cohort_size, dropped, sample_cohort
 from fedhpc.federation.placement import Placement
 from fedhpc.interfaces import Batch, Blocks, ClientId, Contribution, PerClient, R, Reduced
 
@@ -56,34 +58,49 @@ class SlotFederation:
         examples = {c: len(slot.records[c].rows.train) for c in trainers}
         self._training = Placement(examples, num_slots, stateful)
         everyone = {c: len(record.rows.test) + len(record.rows.val) for c, record in slot.records.items()}
-        # Clients with state are evaluated where it is.
-        self._evaluating = self._training if stateful and set(everyone) == set(trainers) else None
+        # Clients with state are evaluated where it is, others anywhere.
+        self._at_home = frozenset(trainers) if stateful else frozenset()
         self._evaluation_places = Placement(everyone, num_slots, stateful=True)
         self._max_terms = cohort_size(cohort, len(trainers))
         self._here: list[ClientId] = []
+        self._leaving: frozenset[ClientId] = frozenset()  # lost in this round's first exchange
+        self._gone: frozenset[ClientId] = frozenset()  # lost in it already
         self._seconds: dict[ClientId, float] = {}
 
     # -------------------------------------------------------------------------------------------------- rounds
     def begin(self, index: int) -> None:
         """Choose and place the cohort of round `index`."""
         self.slot.begin(index)
-        self.cohort = sample_cohort(self.clients, self._cohort_config, self._random_seed, index)
+        if self._sums.masks is not None:
+            self._sums.masks.begin(index)
+        cohort = sample_cohort(self.clients, self._cohort_config, self._random_seed, index)
+        lost = dropped(cohort, self._cohort_config, self._random_seed, index)
+        dropout = self._cohort_config.dropout
+        self._leaving = lost if dropout is not None and dropout.when == "after" else frozenset()
+        self._gone = frozenset()
+        self.cohort = tuple(c for c in cohort if c not in lost or c in self._leaving)
         self._here = self._training.place(self.cohort)[self.collectives.mesh.slot]
         self._seconds = {}
 
     def end(self, stop: bool) -> bool:
-        """Share what each client cost, and whether any rank was asked to stop. Every rank calls this."""
+        """Share what each client cost, and whether any rank was asked to stop. Every rank calls this.
+
+        Under masks nobody learns what a client cost, which tells of its rows: placement then goes by their number."""
         mesh = self.collectives.mesh
+        shown = () if self._sums.masks is not None else tuple(enumerate(self.cohort))
         table = self.collectives.all_rows(
-            {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in enumerate(self.cohort) if c in self._here},
+            {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in shown if c in self._here},
             len(self.cohort) + mesh.world,
             (),
             self._device,
             operation="placement",
             what="seconds",
+            revealed=("seconds",) if shown else (),
+            by=self.cohort if shown else (),
             own_rows={len(self.cohort) + mesh.rank: torch.tensor(float(stop))},
         ).tolist()
-        self._training.learn(self.cohort, table[: len(self.cohort)])
+        if shown:
+            self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])
 
     def any_rank(self, mine: bool) -> bool:
@@ -105,21 +122,29 @@ class SlotFederation:
     def reduce(
         self, fn: Callable[..., Contribution], *inputs: PerClient[Any], like: Blocks, metrics: Sequence[str] = ()
     ) -> Reduced:
-        mean = self._sums.weighted_mean(like, metrics, self._max_terms, self._device, "reduce")
+        mean = self._weighted_mean(like, metrics, "reduce")
         for _, contribution in self._turns(fn, inputs, mean.add):
             del contribution
-        return mean.finish()
+        reduced = mean.finish()
+        self._let_go()
+        return reduced
 
     def mean(self, values: PerClient[Blocks], weights: PerClient[float], *, like: Blocks) -> Blocks:
-        mean = self._sums.weighted_mean(like, (), self._max_terms, self._device, "mean")
+        mean = self._weighted_mean(like, (), "mean")
         self._expect(values, weights)
-        for client, blocks in values.items():
-            mean.add(Contribution(blocks, weights[client]))
-        return mean.finish().mean
+        for client in self._here:
+            mean.add(Contribution(values[client], weights[client]), client)
+        reduced = mean.finish()
+        self._let_go()
+        return reduced.mean
 
     def sum(self, values: PerClient[Tensor], *, shape: Sequence[int] = ()) -> Tensor:
         self._expect(values)
-        return self._sums.total(list(values.values()), shape, self._max_terms, self._device)
+        who = Contributors(self.cohort, ("the sum",), dict.fromkeys(self._here, (True,)), self._leaving)
+        staying = [values[c] for c in self._here if c not in self._leaving]
+        total = self._sums.total(staying, shape, self._max_terms, self._device, who)
+        self._let_go()
+        return total
 
     def gather(self, what: str, values: PerClient[Tensor], *, shape: Sequence[int] = ()) -> Tensor:
         if what not in self._reveals:
@@ -128,43 +153,94 @@ class SlotFederation:
                 f"{sorted(self._reveals) or 'empty'}; add {what!r} to `reveals`, or use sum"
             )
         self._expect(values)
-        rows = {self.cohort.index(client): value for client, value in values.items()}
+        self._let_go()
+        rows = {self.cohort.index(client): values[client] for client in self._here}
         return self.collectives.all_rows(
-            rows, len(self.cohort), shape, self._device, operation="gather", what=what, revealed=(what,)
+            rows, len(self.cohort), shape, self._device, operation="gather", what=what, revealed=(what,), by=self.cohort
         )
 
     # ---------------------------------------------------------------------------------------------- evaluation
     def evaluate(
-        self, fn: Callable[[DataClient], dict[str, float]], names: Sequence[str], clients: Sequence[ClientId]
+        self,
+        fn: Callable[[DataClient], dict[str, float]],
+        names: Sequence[str],
+        clients: Sequence[ClientId],
+        what: str = "metrics",
     ) -> list[dict[str, float]]:
         """fn's metrics for every one of `clients`, on every rank: an experimenter's look, written into the ledger.
 
         Every rank calls this. `names` are the metrics that fn returns.
         """
-        places = (self._evaluating or self._evaluation_places).place(clients)
-        rows = {}
-        for client_id in places[self.collectives.mesh.slot]:
-            client = self.slot.turn(client_id)
-            metrics = fn(client)
-            rows[list(clients).index(client_id)] = torch.tensor([metrics[n] for n in names], dtype=torch.float64)
+        rows = {clients.index(client): row for client, row in self._scores(fn, names, clients).items()}
         table = self.collectives.all_rows(
             rows,
             len(clients),
             (len(names),),
             self._device,
             operation="evaluation",
-            what="metrics",
-            revealed=("metrics",),
+            what=what,
+            revealed=(what,),
+            by=tuple(clients),
         )
         return [dict(zip(names, row, strict=True)) for row in table.tolist()]
+
+    def evaluate_mean(
+        self, fn: Callable[[DataClient], dict[str, float]], names: Sequence[str], clients: Sequence[ClientId]
+    ) -> dict[str, float]:
+        """Means of fn's metrics over those of `clients` that have them; only sums leave a client. nan where nobody has
+        one, and, under masks, where fewer than aggregation.min_contributors do.
+
+        Every rank calls this.
+        """
+        scores = self._scores(fn, names, clients)
+        known = {client: ~row.isnan() for client, row in scores.items()}
+        who = Contributors(tuple(clients), ("the evaluation",), dict.fromkeys(scores, (True,)))
+
+        def total(values: list[Tensor], what: str) -> Tensor:
+            shape = (len(names),)
+            return self._sums.total(
+                values, shape, len(clients), self._device, who, operation="evaluation", what=what
+            ).cpu()
+
+        counts = total([has.double() for has in known.values()], "how many clients have each metric")
+        least = 1 if self._sums.masks is None else self._sums.masks.min_contributors
+        enough = counts >= least
+        summed = total([torch.where(known[c] & enough, row, 0.0) for c, row in scores.items()], "metrics")
+        means = torch.where(enough, summed / counts, torch.nan)
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def _scores(
+        self, fn: Callable[[DataClient], dict[str, float]], names: Sequence[str], clients: Sequence[ClientId]
+    ) -> dict[ClientId, Tensor]:
+        """float64 [len(names)] of each of `clients` that this slot evaluates."""
+        at_home = self._training.place([c for c in clients if c in self._at_home])
+        elsewhere = self._evaluation_places.place([c for c in clients if c not in self._at_home])
+        rows = {}
+        for client_id in sorted(at_home[self.collectives.mesh.slot] + elsewhere[self.collectives.mesh.slot]):
+            client = self.slot.turn(client_id)
+            metrics = fn(client)
+            rows[client_id] = torch.tensor([metrics[n] for n in names], dtype=torch.float64)
+        return rows
 
     # ------------------------------------------------------------------------------------------------- helpers
     @property
     def _device(self) -> torch.device:
         return self.slot.engine.device
 
+    def _weighted_mean(self, like: Blocks, metrics: Sequence[str], operation: Operation) -> WeightedMean:
+        return self._sums.weighted_mean(
+            like, metrics, self._max_terms, self._device, operation, self.cohort, self._leaving
+        )
+
+    def _let_go(self) -> None:
+        """After an exchange: the cohort goes on without those that were lost in it."""
+        self._gone |= self._leaving
+        self.cohort = tuple(c for c in self.cohort if c not in self._leaving)
+        self._here = [c for c in self._here if c not in self._leaving]
+        self._leaving = frozenset()
+
     def _turns(
-        self, fn: Callable[..., R], inputs: Sequence[PerClient[Any]], sink: Callable[[R], None] | None = None
+        self, fn: Callable[..., R], inputs: Sequence[PerClient[Any]], sink: Callable[[R, ClientId], None] | None = None
     ) -> Iterator[tuple[ClientId, R]]:
         self._expect(*inputs)
         for client_id in self._here:
@@ -172,14 +248,15 @@ class SlotFederation:
             client = self.slot.turn(client_id)
             result = fn(client, *(values[client_id] for values in inputs))
             if sink is not None:
-                sink(result)  # before the slot turns to the next client: `result` may be views of its weights
+                # Before the slot turns to the next client: `result` may be views of its weights.
+                sink(result, client_id)
             self.slot.release(client)
             self._seconds[client_id] = self._seconds.get(client_id, 0.0) + perf_counter() - start
             yield client_id, result
 
     def _expect(self, *inputs: PerClient[Any]) -> None:
         for values in inputs:
-            if set(values) != set(self._here):
+            if set(values) - self._gone != set(self._here):
                 raise ValueError(
                     f"per-client values for clients {sorted(values)}, but this rank hosts {self._here} of the cohort"
                 )

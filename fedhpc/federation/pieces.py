@@ -157,7 +157,7 @@ def _place(block: Block, index: int, values: Tensor, whole: tuple[int, ...], sta
     """Put the elements of a whole tensor from `start` on where a block has room for them."""
     spec, pieces = block.layout.specs[index], block.layout.pieces
     if pieces is None:
-        flat = block.view(spec).contiguous().reshape(-1)
+        flat = block.view(spec).clone(memory_format=torch.contiguous_format).reshape(-1)
         flat[start : start + values.numel()] = values
         block.view(spec).copy_(flat.view(whole))
         return

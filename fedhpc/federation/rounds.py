@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class Run:
 
 
 def run_rounds(run: Run) -> list[dict[str, float]]:
-    """Every rank calls this. Returns the final metrics of every client.
+    """Every rank calls this. Returns the final metrics of every client (see `evaluate`).
 
     Raises:
         Preempted: a stop was requested and rounds are left.
@@ -91,17 +92,23 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
 
 
 def evaluate(run: Run, split: Split) -> list[dict[str, float]]:
-    """Metrics of every evaluated client, on every rank."""
+    """Metrics of every evaluated client, or their mean over clients alone (`evaluation.clients`); on every rank."""
 
     def score(client: DataClient) -> dict[str, float]:
         client.load(run.algorithm.personal(client))
         return dict(client.evaluate(split).metrics)
 
-    return run.fed.evaluate(score, run.metric_names, run.evaluated)
+    if run.config.shows_clients:
+        return run.fed.evaluate(score, run.metric_names, run.evaluated)
+    return [run.fed.evaluate_mean(score, run.metric_names, run.evaluated)]
 
 
 def summary(run: Run, per_client: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean and worst of every metric over the clients that train (with ``centralised``: over all)."""
+    """Mean and worst of every metric over the clients that train (with ``centralised``: over all). The mean alone,
+    and nan for the worst, where clients are not shown."""
+    if not run.config.shows_clients:
+        (means,) = per_client
+        return {name: {"mean": means[name], "worst": math.nan, "best": math.nan} for name in run.metric_names}
     rows = [row for client, row in zip(run.evaluated, per_client, strict=True) if client not in run.unseen]
     return summarise(rows, run.metric_names)
 

@@ -40,11 +40,26 @@ def drop_unused(module: nn.Module, probe: Callable[[], Tensor]) -> tuple[str, ..
 
 
 def _without_gradient(module: nn.Module, probe: Callable[[], Tensor]) -> tuple[Tensor, set[str]]:
+    unused = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+    def note(name: str) -> Callable[[Tensor], None]:
+        def used(parameter: Tensor) -> None:
+            unused.discard(name)
+            parameter.grad = None  # at once: all gradients together are as large as the model
+
+        return used
+
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(note(name))
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
     with torch.enable_grad():
         output = probe()
         output.sum().backward()
-    unused = {name for name, parameter in module.named_parameters() if parameter.grad is None}
-    module.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
+    unused |= {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     return output.detach(), unused
 
 

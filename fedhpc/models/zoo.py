@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.config.blocks import block_prefixes
-from fedhpc.config.objectives import CrossEntropyConfig, ObjectiveConfig
-from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, Model
+from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig, ObjectiveConfig
+from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, EncoderConfig, FusionConfig, JointConfig, Model
 from fedhpc.interfaces import Batch, BlockName, DataSpec
 from fedhpc.models.dropout import dropout
 from fedhpc.models.dual_encoder import DualEncoder
+from fedhpc.models.fusion import FusionModel
+from fedhpc.models.joint import JointModel
 from fedhpc.models.small import BUILDERS, SmallNetwork, build_small
 from fedhpc.models.vision import ImageEncoder, build_image_encoder
 
@@ -29,8 +31,12 @@ def build_model(config: Model, spec: DataSpec, objective: ObjectiveConfig | None
     Raises ValueError when config and data do not fit.
     """
     if isinstance(config, DualEncoderConfig):
-        assert not isinstance(objective, CrossEntropyConfig), "config.checks refuses it"
+        assert not isinstance(objective, CrossEntropyConfig | MvpConfig), "config.checks refuses it"
         return DualEncoder(config, spec, objective)
+    if isinstance(config, FusionConfig):
+        return FusionModel(config, spec)
+    if isinstance(config, JointConfig):
+        return JointModel(config, spec)
     return Classifier(config, spec)
 
 

@@ -39,7 +39,7 @@ class Memory:
     Attributes:
         model_state: weights, gradients and optimizer state of the resident model: what shards when several ranks train
             one client together.
-        exchange: shared blocks, updates and the buffer of the sum, whole on every rank.
+        exchange: shared blocks, updates and the buffer of the sum.
         data: columns of the packed file that are held.
         rest: the process itself, activations, kernels' scratch: the measured peak less all of the above.
         state_of_client: what a client keeps between rounds, on the rank where it lives.
@@ -52,8 +52,10 @@ class Memory:
     state_of_client: int
 
     def per_rank(self, clients_here: int, shard: int = 1) -> int:
-        """Where `shard` ranks train one client together (``mesh.shard``), each holds its part of the model's state."""
-        return self.model_state // shard + self.exchange + self.data + self.rest + clients_here * self.state_of_client
+        """Where `shard` ranks train one client together (``mesh.shard``, ZeRO-3), each holds its part of the model's
+        state, of what is exchanged and of what clients keep."""
+        parts = self.model_state + self.exchange + clients_here * self.state_of_client
+        return parts // shard + self.data + self.rest
 
 
 @dataclass(frozen=True)

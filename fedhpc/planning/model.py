@@ -81,7 +81,8 @@ def client_costs(measured: Costs, batches_per_epoch: Callable[[int], int]) -> li
 def predict(workload: Workload, machine: Machine, ranks: int, ranks_per_node: int) -> Prediction:
     """A round on `ranks` ranks, `ranks_per_node` on a node (fewer on the last)."""
     measured = workload.measured
-    num_slots = ranks // workload.shard
+    shard = min(workload.shard, ranks)  # one rank alone, which others are compared with, has no one to share with
+    num_slots = ranks // shard
     placement = Placement(measured.rows, num_slots, measured.stateful)
     per_node = min(ranks_per_node, ranks)
     nodes = math.ceil(ranks / per_node)
@@ -94,7 +95,7 @@ def predict(workload: Workload, machine: Machine, ranks: int, ranks_per_node: in
         if index:  # the first round is placed by rows alone, before any cost is known
             total = busy = longest = 0.0
             for phase in workload.costs:
-                loads = [sum(phase[c] for c in slot) for slot in slots for _ in range(workload.shard)]
+                loads = [sum(phase[c] for c in slot) for slot in slots for _ in range(shard)]
                 total += max(makespan(loads[start : start + per_node], machine) for start in range(0, ranks, per_node))
                 busy += sum(loads) / ranks
                 longest += max(loads)
@@ -102,14 +103,16 @@ def predict(workload: Workload, machine: Machine, ranks: int, ranks_per_node: in
             idle.append(1 - busy / longest if longest else 0.0)
             counts += [len(slot) for slot in slots]
         placement.learn(cohort, [sum(phase[c] for phase in workload.costs) for c in cohort])
-    exchanging = sum(exchange_seconds(size, ranks, per_node, machine) for size in measured.exchanges)
+    # Shards travel side by side, each along the slots: together as much as a whole model over each link.
+    slots_per_node = max(1, per_node // shard)
+    exchanging = sum(exchange_seconds(size, num_slots, slots_per_node, machine) for size in measured.exchanges)
     everywhere = measured.rest * machine.slowed(per_node)
-    bytes_summed = sum(measured.exchanges)
+    bytes_summed = sum(measured.exchanges) // shard
     compute = statistics.mean(computing) + everywhere
     living = max((len(placement.residents(slot)) for slot in range(num_slots)), default=0)
     return Prediction(
         ranks, nodes, compute + exchanging, compute, exchanging, (min(counts), max(counts)), statistics.mean(idle),
-        bytes_summed, round(2 * (ranks - 1) / ranks * bytes_summed), measured.memory.per_rank(living, workload.shard),
+        bytes_summed, round(2 * (num_slots - 1) / num_slots * bytes_summed), measured.memory.per_rank(living, shard),
     )  # fmt: skip
 
 

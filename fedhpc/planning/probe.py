@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fedhpc.build import build
 from fedhpc.client.engine import Engine
 from fedhpc.config.load import load_config
 from fedhpc.config.schema import CohortConfig, RunConfig
@@ -30,7 +31,7 @@ from fedhpc.interfaces import Block, ClientId
 from fedhpc.planning.costs import Call, Costs, Link, Memory, Phase, to_json
 from fedhpc.planning.stopwatch import Stopwatch, Turn
 from fedhpc.runtime import Runtime, settle
-from fedhpc.task import build, data_path
+from fedhpc.task import data_path
 
 BUDGET_S = 20.0  # for the measured rounds
 REPEATS = 3

@@ -101,6 +101,9 @@ class _CutShort:
     def __init__(self, inner: BatchMaker, watch: Stopwatch) -> None:
         self._inner, self._watch = inner, watch
 
+    def only(self, columns: frozenset[str]) -> _CutShort:
+        return _CutShort(self._inner.only(columns), self._watch)
+
     def training(
         self, rows: torch.Tensor, batch_size: int, num_batches: int, drop_last: bool, generator: torch.Generator
     ) -> Iterator[Batch]:

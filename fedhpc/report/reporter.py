@@ -107,8 +107,10 @@ class RunReporter:
                         {f"{metric} mean": sum(values) / len(values), f"{metric} worst": min(values)},
                     )
 
-    def finish(self, results: Mapping[str, Any]) -> None:
-        """results.json and the table of the final evaluation, on standard output."""
+    def finish(self, results: Mapping[str, Any], page: Mapping[str, Any]) -> None:
+        """results.json and the table of the final evaluation, on standard output. page: the ledger's last one, of what
+        was exchanged after the last round."""
+        _append(self._folder / "ledger.jsonl", page)
         (self._folder / "results.json").write_text(json.dumps(_finite(results), indent=1))
         self.close()
         console = Console()
@@ -141,6 +143,10 @@ def final_table(results: Mapping[str, Any], shown: Mapping[str, str]) -> Table:
     table.add_section()
     for kind in ("mean", "worst"):
         table.add_row(kind, "", "", *(_number(results["summary"][m][kind]) for m in shown))
+    if over := results.get("combinations", {}).get("summary"):
+        for kind in ("mean", "worst"):
+            scores = [_number(over[m][kind]) for m in shown]
+            table.add_row(f"{kind} over combinations", "", "", *scores)
     return table
 
 

@@ -20,9 +20,10 @@ RUNTIME = RuntimeConfig(device="cpu", timeout_s=20)
 
 def federation(reveals: frozenset[str] = frozenset()) -> tuple[Any, Any]:
     """(runtime, federation) of the smoke config over the phantom in the working directory."""
+    from fedhpc.build import build
     from fedhpc.data.hdf5 import PackedFile
     from fedhpc.runtime import Runtime
-    from fedhpc.task import build, data_path
+    from fedhpc.task import data_path
 
     config = load_config(SMOKE / "fedavg.yaml", [*QUIET, "data.path=phantom.h5"])
     runtime = Runtime.start(RUNTIME, MeshConfig())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.algorithms.registry import ALGORITHMS
-from tests.dist.runs import SMOKE, run
+from tests.dist.runs import SMOKE, data_of, run
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_an_algorithm_gives_the_same_bits_on_1_2_and_4_ranks(name: str, phantom: str, tmp_path: Path) -> None:
+    phantom = data_of(name, phantom, tmp_path)
     results = {world: run(SMOKE / f"{name}.yaml", world, tmp_path / str(world), phantom) for world in (1, 2, 4)}
     assert len({r["sha256"] for r in results.values()}) == 1
     assert results[1]["clients"] == results[2]["clients"] == results[4]["clients"], "metrics differ, weights do not"

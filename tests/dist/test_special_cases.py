@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedhpc.algorithms.registry import ALGORITHMS
-from tests.dist.runs import SMOKE, run
+from tests.dist.runs import SMOKE, data_of, run
 from tests.ranks import RankFailed
 
 NO_DROPOUT = ("model.text.options.hidden_dropout_prob=0.0", "model.text.options.attention_probs_dropout_prob=0.0")
@@ -95,7 +95,7 @@ def test_elsewhere_it_is_not(algorithm: str, phantom: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_a_stopped_run_goes_on_to_the_same_bits(name: str, phantom: str, tmp_path: Path) -> None:
     """After 2 of 4 rounds, on another number of ranks."""
-    options = (phantom, "rounds=4", "checkpoint.keep=4", "evaluation.every=null")
+    options = (data_of(name, phantom, tmp_path), "rounds=4", "checkpoint.keep=4", "evaluation.every=null")
     whole = run(SMOKE / f"{name}.yaml", 1, tmp_path / "run", *options)
     checkpoints = tmp_path / "run" / "checkpoints"
     for later in ("round_000003", "round_000004"):

@@ -23,20 +23,25 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "models": frozenset({"interfaces", "config"}),
     "algorithms": frozenset({"interfaces", "config", "metrics"}),
     "client": frozenset({"interfaces", "config", "data", "models", "metrics", "comm"}),
+    "completion": frozenset({"interfaces", "config", "data", "models", "client"}),
     "runtime": frozenset({"interfaces", "config", "comm", "environment", "process"}),
     "report": frozenset({"interfaces", "config", "metrics"}),
     "spawn": frozenset({"runtime", "process", "exit_codes"}),  # starts processes, knows nothing of what they run
     "federation": BELOW_FEDERATION | {"runtime", "report"},
     "run_folder": frozenset({"config"}),
-    "task": BELOW_FEDERATION | {"process", "runtime", "report", "run_folder", "federation"},
+    "population": BELOW_FEDERATION | {"completion", "report"},
+    "examples": BELOW_FEDERATION | {"completion", "federation", "population"},
+    "build": BELOW_FEDERATION | {"completion", "runtime", "report", "federation", "population", "examples"},
+    "task": BELOW_FEDERATION | {"process", "runtime", "report", "run_folder", "federation", "population", "build"},
     "downstream": BELOW_FEDERATION | {"runtime", "report", "federation"},
-    "export_card": frozenset({"config", "data", "downstream"}),
+    "export_card": frozenset({"config", "data", "downstream", "models"}),
     "export": BELOW_FEDERATION | {"runtime", "report", "federation", "downstream", "export_card"},
     "launching": frozenset({"config", "report", "run_folder", "environment", "exit_codes", "runtime", "comm", "task"}),
     "cli_shared": frozenset({"config", "data", "models"}),
     "cli_launch": frozenset({"cli_shared", "config", "launching", "report", "run_folder"}),
+    "cli_complete": frozenset({"cli_shared", "completion"}),
     "doctor": frozenset({"config", "data", "comm", "runtime"}),
-    "planning": BELOW_FEDERATION | {"runtime", "federation", "task", "spawn"},
+    "planning": BELOW_FEDERATION | {"runtime", "federation", "build", "task", "spawn"},
     "cli_machine": frozenset({"cli_shared", "config", "data", "environment", "runtime", "spawn", "doctor", "planning"}),
     "cli": BELOW_FEDERATION
     | {
@@ -51,7 +56,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         "downstream",
         "export",
     }
-    | {"cli_shared", "cli_launch", "cli_machine"},
+    | {"cli_shared", "cli_launch", "cli_machine", "cli_complete"},
     "__main__": frozenset({"cli"}),
 }
 

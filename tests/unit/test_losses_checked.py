@@ -8,7 +8,7 @@ import torch
 from fedhpc.algorithms.registry import build_algorithm
 from fedhpc.client.client import ClientRecord, Rows
 from fedhpc.config.algorithms import AflConfig, FedAvgConfig, LocalConfig, QfflConfig
-from fedhpc.task import check_losses
+from fedhpc.population import check_losses
 
 
 def records(*counts: tuple[int, int]) -> list[ClientRecord]:

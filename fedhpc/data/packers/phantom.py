@@ -17,6 +17,7 @@ from fedhpc.data.phantom import (
     HARD_SCANNER,
     draw_anatomy,
     draw_attributes,
+    draw_labs,
     draw_pictures,
     draw_scanner,
     primary_finding,
@@ -36,7 +37,10 @@ _NOTE = (
 
 def phantom_key(config: PhantomConfig) -> str:
     """What makes two phantom sets the same: JSON of the config and the generator's version."""
-    return json.dumps({"version": _VERSION, **config.model_dump(mode="json")}, sort_keys=True)
+    given = config.model_dump(mode="json")
+    if not config.lab_values:  # older files know no such key
+        del given["lab_values"]
+    return json.dumps({"version": _VERSION, **given}, sort_keys=True)
 
 
 def phantom_path(config: PhantomConfig) -> Path:
@@ -105,6 +109,9 @@ def write_phantom(config: PhantomConfig, path: Path, *, command: str = "") -> No
         pack.set_label("finding", primary_finding(attributes), FINDINGS)
         for place, (name, classes) in enumerate(ATTRIBUTES.items()):
             pack.set_label(name, attributes[:, place], classes)
+        if config.lab_values:
+            labs = draw_labs(attributes, config.lab_values, np.random.default_rng((config.random_seed, 0x1AB5)))
+            pack.set_tabular("labs", labs, [f"lab_{k}" for k in range(config.lab_values)])
         pack.set_site(site, [part.name for part in parts])
         pack.set_patients(patients)
         pack.set_row_ids([row_id for part in parts for row_id in part.row_ids])

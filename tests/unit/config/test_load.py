@@ -180,7 +180,7 @@ def test_dump_loads_to_the_same_config(load: Load, tmp_path: Path, overrides: tu
 def test_dump_is_explicit_but_leaves_out_idle_keys(load: Load) -> None:
     data = yaml.safe_load(dump_config(load("fit.optimizer.name=sgd")))
     assert data["fit"]["drop_last"] is True
-    assert data["cohort"] == {"size": None, "fraction": None}
+    assert data["cohort"] == {"size": None, "fraction": None, "dropout": None}
     assert data["fit"]["optimizer"]["momentum"] == 0.0
     assert "betas" not in data["fit"]["optimizer"]
 

@@ -18,7 +18,10 @@ from .conftest import BASE, CLASSIFIER, Problems
     ("override", "line"),
     [
         ("algorithm.mux=1", "algorithm.mux = 1: unknown key; did you mean mu?"),
-        ("learning_rate=1", "learning_rate = 1: unknown key; learning_rate belongs to fit.optimizer"),
+        (
+            "learning_rate=1",
+            "learning_rate = 1: unknown key; learning_rate belongs to completion (method: generator) or fit.optimizer",
+        ),
         ("fit.weight=1", "fit.weight = 1: unknown key; weight belongs to algorithm (name: fedavg) or "),
         ("algorithm.tau=1", "algorithm.tau = 1: unknown key; tau belongs to algorithm (name: fedopt)"),
         ("mesh.zzz=1", "mesh.zzz = 1: unknown key; mesh knows shard"),
@@ -178,4 +181,4 @@ def test_every_field_can_be_described_and_found() -> None:
     assert ("num_sites", "data.phantom") in set(keys_everywhere(RunConfig))
     assert keys["server_optimizer"] == "algorithm (name: fedopt)"
     assert describe(OptimizerConfig.model_fields["momentum"]) == "a number >= 0 and < 1"
-    assert set(variants(RunConfig.model_fields["model"])) == {"dual_encoder", "classifier"}
+    assert set(variants(RunConfig.model_fields["model"])) == {"dual_encoder", "classifier", "fusion", "joint"}

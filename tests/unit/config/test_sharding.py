@@ -47,3 +47,8 @@ def test_the_rest_is_refused_with_the_reason(overrides: list[str], line: str) ->
     with pytest.raises(ConfigError) as caught:
         load_config(FEDAVG, ["mesh.shard=2", *overrides])
     assert any(problem.startswith(line) for problem in caught.value.problems), caught.value.problems
+
+
+def test_clients_with_different_blocks_are_not_sharded() -> None:
+    with pytest.raises(ConfigError, match=r"model.kind = fusion but mesh.shard = 2: its clients own different blocks"):
+        load_config(ROOT / "configs" / "smoke" / "dgb_pcw.yaml", ["mesh.shard=2", "algorithm={name: fedavg}"])

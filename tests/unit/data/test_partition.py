@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc.config.schema import ColumnPartition, DirichletPartition, IidPartition, Partition, QuantityPartition
+from fedhpc.config.schema import (
+    ColumnPartition,
+    DirichletPartition,
+    GroupsPartition,
+    IidPartition,
+    Partition,
+    QuantityPartition,
+)
 from fedhpc.data.partition import ClientRows, partition
 
 CLASSES = ["a", "b", "c"]
@@ -190,3 +197,46 @@ def test_a_site_without_training_rows_is_refused() -> None:
     data["site"] = (data["split"] == 2).astype(np.int64)
     with pytest.raises(ValueError, match=r"east \(0\)"):
         deal(ColumnPartition(kind="column"), data)
+
+
+# ---------------------------------------------------------------------------------------------------- groups of sites
+def cohorts(seed: int = 0) -> dict[str, np.ndarray]:
+    """Two cohorts of 8 and 5 hospitals, a patient a row."""
+    random = np.random.default_rng(seed)
+    site = random.integers(0, 13, 400)
+    site[:13] = np.arange(13)
+    split = random.choice(3, 400, p=(0.7, 0.1, 0.2)).astype(np.int8)
+    return {"site": site, "cohort": (site >= 8).astype(int), "split": split}
+
+
+def deal_groups(data: dict[str, np.ndarray], num_groups: int = 3, seed: int = 0) -> list[ClientRows]:
+    return partition(
+        GroupsPartition(kind="groups", within="cohort", num_groups=num_groups),
+        site=(data["site"], [f"h{k}" for k in range(13)]),
+        labels={"cohort": (data["cohort"], ["BRCA", "LIHC"])},
+        patient=None,
+        split=data["split"],
+        random_seed=seed,
+    )
+
+
+def test_groups_keep_hospitals_whole_and_cohorts_apart() -> None:
+    data = cohorts()
+    clients = deal_groups(data)
+    assert [c.site for c in clients] == ["BRCA-1", "BRCA-2", "BRCA-3", "LIHC-1", "LIHC-2", "LIHC-3"]
+    assert sorted(rows_of(clients)) == list(range(400))
+    homes = [set(data["site"][rows_of([client])].tolist()) for client in clients]
+    assert sum(len(home) for home in homes) == 13 and set.union(*homes) == set(range(13))
+    for client in clients:
+        assert len(set(data["cohort"][rows_of([client])].tolist())) == 1
+    for first in (0, 3):  # no group is larger than another by more than a hospital
+        sizes = [len(c.train) for c in clients[first : first + 3]]
+        largest = np.bincount(data["site"][data["split"] == 0]).max()
+        assert max(sizes) - min(sizes) <= largest
+    assert [c.train.tolist() for c in deal_groups(data)] == [c.train.tolist() for c in clients]
+    assert [c.train.tolist() for c in deal_groups(data, seed=1)] != [c.train.tolist() for c in clients]
+
+
+def test_more_groups_than_hospitals_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_groups is 6, but LIHC has 5 values of site, and these stay whole"):
+        deal_groups(cohorts(), 6)

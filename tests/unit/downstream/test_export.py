@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -145,3 +146,29 @@ def test_a_network_that_is_not_timms_is_refused(trained: Trained, tmp_path: Path
     with pytest.raises(ValueError, match="cnn_tiny is no timm network"):
         export_run(folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["CLIPVisionModel", "SiglipVisionModel", "Blip2VisionModel"])
+def test_transformers_loads_the_same_vision_tower_and_fedhpc_starts_from_it(
+    name: str, trained: Trained, tmp_path: Path
+) -> None:
+    kind = {"CLIPVisionModel": "clip", "SiglipVisionModel": "siglip", "Blip2VisionModel": "blip_2"}[name]
+    options = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, patch_size: 8}"
+    network = f"model.image={{name: {kind}_vision_model, options: {options}}}"
+    folder = trained("fedavg", network)
+    run = load_run(folder)
+    export_run(folder, tmp_path / "out")
+    net = getattr(transformers, name).from_pretrained(tmp_path / "out" / "image").eval()
+    images = pictures(run)
+    mine = image_encoder(run.module)
+    with torch.no_grad():
+        tokens = net(images.expand(-1, 3, -1, -1)).last_hidden_state
+        tokens = net.post_layernorm(tokens) if name == "CLIPVisionModel" else tokens
+        expected = mine.net(images)
+    assert torch.allclose(tokens, expected, atol=1e-6)
+    again = load_config(
+        folder / "config.yaml", [f"model.image={{name: {kind}_vision_model, pretrained: {tmp_path / 'out' / 'image'}}}"]
+    )
+    with torch.no_grad():
+        assert torch.allclose(build_model(again.model, run.spec).eval().image_encoder.net(images), expected, atol=1e-6)
+    assert f"{name}.from_pretrained" in (tmp_path / "out" / "README.md").read_text()

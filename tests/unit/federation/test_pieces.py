@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.federation.checkpoint import encode_tree, load_blocks, save_blocks
-from fedhpc.federation.pieces import merge_trees
+from fedhpc.federation.pieces import _place, merge_trees
 from fedhpc.interfaces import Block, Layout, Piece, TensorSpec
 
 SHAPES = {"w": (3, 5), "b": (1,), "v": (7,), "mean": (4,)}  # mean: a buffer
@@ -96,3 +96,13 @@ def test_trees(writers: int, readers: int) -> None:
         assert torch.equal(tree["m"]["net"].flat, like.flat) and tree["m"]["net"].layout == like.layout
         assert torch.equal(tree["c"]["net"].flat, like.trainable)
         assert tree["q"].tolist() == [1.0, 1.0] and tree["n"] == [1]
+
+
+def test_a_whole_tensor_in_another_memory_order() -> None:
+    """A convolution of one channel in channels_last: contiguous as torch sees it, though of other strides."""
+    spec = TensorSpec("patches", (4, 1, 3, 3), (9, 1, 3, 1), 0, True)
+    block = Block(torch.zeros(36), Layout((spec,), 36, 36))
+    values = torch.arange(36.0)
+    for first, last in ((0, 20), (20, 36)):
+        _place(block, 0, values[first:last], spec.shape, first)
+    assert torch.equal(block.view(spec).reshape(-1), values)

@@ -107,9 +107,24 @@ def test_crowded_and_several_nodes() -> None:
 
 def test_memory_counts_states_where_they_live_and_shards_the_model() -> None:
     assert MEMORY.per_rank(2) == 1000 + 100 + 10 + 1 + 2 * 50
-    assert MEMORY.per_rank(2, shard=4) == 250 + 100 + 10 + 1 + 2 * 50
+    assert MEMORY.per_rank(2, shard=4) == (1000 + 100 + 2 * 50) // 4 + 10 + 1
     assert predict(workload([1.0] * 6, stateful=True), machine(), 2, 2).memory == MEMORY.per_rank(3)
     assert predict(workload([1.0] * 6), machine(), 2, 2).memory == MEMORY.per_rank(0)
+
+
+def test_a_shard_sends_its_part_along_the_slots() -> None:
+    work = workload([1.0] * 4, rest=0.0)
+    sharded = replace(work, shard=2)
+    whole, two, four = (
+        predict(work, machine(4), 2, 4),
+        predict(sharded, machine(4), 2, 4),
+        predict(sharded, machine(4), 4, 4),
+    )
+    assert whole.bytes_summed == 2 * four.bytes_summed == 2 * two.bytes_summed
+    assert (two.bytes_per_link, four.bytes_per_link) == (0, four.bytes_summed)  # one slot sends nothing
+    assert (two.exchanging, four.exchanging) == (0.0, whole.exchanging)
+    assert (two.clients_per_rank, four.clients_per_rank) == ((4, 4), (2, 2))
+    assert predict(sharded, machine(4), 1, 4).seconds == predict(work, machine(4), 1, 4).seconds
 
 
 def test_clients_that_were_not_measured() -> None:

@@ -1,0 +1,77 @@
+"""Several ranks as threads of one process, and all that each of them receives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedhpc.comm.collectives import Collectives
+from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.mesh import Mesh
+
+
+class Wire:
+    """Hands what each rank brings to all of them."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier = threading.Barrier(world)
+        self.items: list[Any] = [None] * world
+
+    def swap(self, rank: int, item: Any) -> list[Any]:
+        self.items[rank] = item
+        self.barrier.wait(20)
+        found = list(self.items)
+        self.barrier.wait(20)
+        return found
+
+
+class ThreadCollectives(Collectives):
+    """`open_words`: from other ranks, in sums that all see; `sealed_words`: from other ranks, slices under masks."""
+
+    def __init__(self, rank: int, world: int, wire: Wire, bucket_bytes: int = 1 << 20) -> None:
+        super().__init__(Mesh(rank, world, 1, None), Ledger(), bucket_bytes)
+        self._wire = wire
+        self.open_words: list[Tensor] = []
+        self.sealed_words: list[Tensor] = []
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        parts = self._wire.swap(self.mesh.rank, tensor.clone())
+        self.open_words += [p for rank, p in enumerate(parts) if rank != self.mesh.rank]
+        return tensor.copy_(torch.stack(parts).sum(0, dtype=tensor.dtype))
+
+    def sum_slices(self, bucket: Tensor) -> Tensor:
+        parts = self._wire.swap(self.mesh.rank, bucket.clone())
+        own = [p.view(self.mesh.world, -1)[self.mesh.rank] for p in parts]
+        self.sealed_words += [p for rank, p in enumerate(own) if rank != self.mesh.rank]
+        return torch.stack(own).sum(0, dtype=bucket.dtype)
+
+    def join_slices(self, bucket: Tensor, own: Tensor) -> None:
+        bucket.copy_(torch.cat(self._wire.swap(self.mesh.rank, own.clone())))
+
+
+def together(world: int, fn: Callable[[ThreadCollectives], Any], bucket_bytes: int = 1 << 20) -> list[Any]:
+    """fn on every rank; their results by rank. Raises what the first failing rank raised."""
+    wire = Wire(world)
+    results: list[Any] = [None] * world
+    errors: list[BaseException] = []
+
+    def play(rank: int) -> None:
+        try:
+            results[rank] = fn(ThreadCollectives(rank, world, wire, bucket_bytes))
+        except BaseException as error:
+            if not isinstance(error, threading.BrokenBarrierError):
+                errors.append(error)
+            wire.barrier.abort()
+
+    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
