@@ -59,7 +59,7 @@ def examples_of(
         label = torch.from_numpy(packed.read(prepared.columns["label"])).long()
         return Examples(JointScorer(label, model.modalities), prepared.columns, prepared.reader, prepared.given)
     if isinstance(model, FusionConfig):
-        return _of_modalities(config, model, packed, population, sums, device)
+        return _of_modalities(config, model, packed, population, sums, device, run_dir)
     if isinstance(model, ClassifierConfig):
         column = f"label/{label_column(packed, config)}"
         scorer = ClassificationScorer(torch.from_numpy(packed.read(column)).long())
@@ -78,11 +78,14 @@ def _of_modalities(
     population: Population,
     sums: Sums,
     device: torch.device,
+    run_dir: Path | None,
 ) -> Examples:
     owners = population.owners
     rows = {m: {c: r.rows.train for c, r in owners.items() if m in r.modalities} for m in model.modalities}
     columns, given = fusion_columns(packed, config, rows, sums, device)
     columns["label"] = f"label/{label_column(packed, config)}"
+    if config.noise is not None:
+        given["label"] = trained_labels(config, packed, population.dealt, run_dir)
     _, patient = np.unique(packed.patients(), return_inverse=True)
     label, patients = torch.from_numpy(packed.read(columns["label"])).long(), torch.from_numpy(patient)
     return Examples(ClassificationScorer(label, patients, config.evaluation.num_resamples), columns, packed, given)

@@ -68,6 +68,12 @@ def check_fusion(config: RunConfig) -> Iterator[str]:
             f"modalities.of_client has {len(held)} entries but partition.num_clients = {clients}; give one entry "
             "a client"
         )
+    owners, masked = config.modalities.min_contributors, config.aggregation.min_contributors
+    if config.aggregation.secure and owners is not None and owners < masked:
+        yield (
+            f"modalities.min_contributors = {owners} but aggregation.secure = true refuses sums over fewer than "
+            f"aggregation.min_contributors = {masked}; set it to {masked} or more, or leave it out"
+        )
     if isinstance(algorithm, DgbPcwConfig) and algorithm.rates == "static":
         yield from _static_rates(algorithm, model)
 
@@ -100,7 +106,7 @@ def idle_in_fusion(config: RunConfig, add: Add) -> None:
         add("modalities", "preset", "with modalities.of_client")
     if isinstance(algorithm, (LocalConfig, *POOLED)):
         add("modalities", "min_contributors", f"with algorithm.name: {algorithm.name}, where nothing is summed")
-    if config.modalities.min_contributors is None or isinstance(algorithm, (LocalConfig, *POOLED)):
+    if config.fewest_owners is None or isinstance(algorithm, (LocalConfig, *POOLED)):
         add("modalities", "small", "without modalities.min_contributors")
     if isinstance(algorithm, DgbPcwConfig):
         _idle_in_dgb(algorithm, add)

@@ -91,7 +91,7 @@ def _methods(config: RunConfig, model: JointConfig) -> Iterator[str]:
         what = "algorithm.name = fedmvp" if isinstance(algorithm, FedMvpConfig) else "objective.name = fedmvp"
         yield f"{what} but the model reads {model.modalities[0]} only; add the other encoder, or set fedavg"
     if config.noise is not None:
-        yield "noise is for model.kind = classifier; remove it"
+        yield "noise is for model.kind = classifier or fusion; remove it"
     if config.sharding is not None:
         yield "model.kind = joint does not work on shards; set mesh.shard: 1 and sharding: null"
 

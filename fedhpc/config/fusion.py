@@ -121,7 +121,8 @@ class ModalitiesConfig(Section):
     of_client: list[list[str]] | None = None
     """Modalities of each client in the order of ids, instead of a preset."""
     min_contributors: int | None = Field(None, ge=2)
-    """A block that fewer clients hold is never summed: a sum of one or two shows each. null: no such limit."""
+    """A block that fewer clients hold is never summed: a sum of one or two shows each. null: no such limit, but under
+    aggregation.secure what a masked sum needs."""
     small: Literal["merge", "skip"] = "merge"
     """What becomes of a combination of fewer than min_contributors clients. merge: they use the smallest larger
     combination's classifier, with zeros for what they lack. skip (also where there is none): their classifier stays at

@@ -401,6 +401,12 @@ class RunConfig(Section):
         default = "mean" if self.aggregation.secure else "shown"
         return (self.evaluation.clients or default) == "shown"
 
+    @property
+    def fewest_owners(self) -> int | None:
+        """Owners that a block needs to be summed, where clients own different ones."""
+        masked = self.aggregation.min_contributors if self.aggregation.secure else None
+        return masked if self.modalities.min_contributors is None else self.modalities.min_contributors
+
     @model_validator(mode="before")
     @classmethod
     def _shards_by_zero_3(cls, data: Any) -> Any:

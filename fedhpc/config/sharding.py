@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fedhpc.config.algorithms import FedDRAConfig, FedProxConfig, ScaffoldConfig
 from fedhpc.config.schema import FusionConfig, RunConfig, ShardingConfig
 
-SHARDED = ("fedavg", "fedprox", "fedopt", "scaffold", "moon", "feddra")
+SHARDED = ("fedavg", "fedprox", "fedopt", "scaffold", "moon", "feddra", "dgb_pcw")
 REASONS: Mapping[str, str] = {
     "local": "it exchanges nothing, and keeps every client's whole model and moments between rounds",
     "centralised": "its one client goes on with its moments from round to round, and shards keep none",
@@ -31,10 +31,15 @@ def sharding_problems(config: RunConfig) -> Iterator[str]:
         )
     if isinstance(algorithm, FedDRAConfig) and algorithm.variant == "upstream":
         yield f"algorithm.variant = upstream but {told}: its first anchor mixes whole tensors; set variant: sound"
-    if isinstance(config.model, FusionConfig):
+    if isinstance(config.model, FusionConfig) and config.fewest_owners is not None:
         yield (
-            f"model.kind = fusion but {told}: its clients own different blocks, and a shard is part of all blocks; set "
-            "mesh.shard: 1 and sharding: null"
+            f"modalities.min_contributors = {config.fewest_owners} but {told}: blocks of fewer owners stay at home, "
+            "and clients keep no shards of their own; set it to null"
+        )
+    if isinstance(config.model, FusionConfig) and fit.precision == "bfloat16":
+        yield (
+            f"fit.precision = bfloat16 with model.kind = fusion but {told}: features meet classifiers in float32; set "
+            "precision: float32"
         )
     if config.aggregation.local_blocks:
         yield f"aggregation.local_blocks is set but {told}, and clients keep no shards of their own; set it to []"

@@ -164,7 +164,7 @@ def _heads(
         return FusionSpec(heads=(model.modalities,)), ()
     count = Counter(of_client.values())
     head_of: dict[Combination, Combination] = {}
-    algorithm, least = config.algorithm, config.modalities.min_contributors
+    algorithm, least = config.algorithm, config.fewest_owners
     if least is not None and not isinstance(algorithm, (LocalConfig, *POOLED)):
         head_of = merged(count, least) if config.modalities.small == "merge" else {}
     used = Counter(head_of.get(c, c) for c in of_client.values())

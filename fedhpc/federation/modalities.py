@@ -43,7 +43,7 @@ def fusion_columns(
         tokens = corrupted_tokens(tokens, share, packed.vocab_size, packed.pad_token, seed)
         if model.text is not None:
             given["tokens"] = torch.from_numpy(tokens)
-    least = config.modalities.min_contributors
+    least = config.fewest_owners
     for m in model.modalities:
         if m not in model.tabular:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_classifiers_of_single_modalities_at_all_their_holders(phantom: str, tmp
         "not of those alone who hold nothing else"
     )
     assert plain["sha256"] != results[0]["sha256"]
+
+
+def test_wrong_labels_of_one_client(phantom: str, tmp_path: Path) -> None:
+    """A client whose data mislead: its training labels alone are changed, and written down."""
+    options = (phantom, "rounds=1", *TABLES)
+    noisy = run(CONFIG, 1, tmp_path / "noisy", *options, "noise={kind: symmetric, rate: [0, 0, 1, 0, 0, 0, 0, 0, 0]}")
+    with (tmp_path / "noisy" / "noisy_labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["client"] for row in rows if row["given"] != row["label"]} == {"2"}
+    assert all(row["given"] != row["label"] for row in rows if row["client"] == "2")
+    clean = run(CONFIG, 1, tmp_path / "clean", *options)
+    assert noisy["sha256"] != clean["sha256"]
 
 
 def test_references_and_zero_filling(phantom: str, tmp_path: Path) -> None:

@@ -70,6 +70,31 @@ def check_streamed(folder: Path, scratch: Path) -> None:
             assert torch.equal(streamed.value(name), tensor), name
 
 
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_clients_with_different_blocks(slots: int, tmp_path: Path) -> None:
+    """DGB + PCW over tables, seven combinations."""
+    tables = (
+        "{labs: {widths: [8], dropout: 0}, words: {words: true, widths: [8], dropout: 0}, "
+        "pixels: {thumbnail: 4, widths: [8], dropout: 0}}"
+    )
+    model = f"model={{kind: fusion, dropout: 0, tabular: {tables}}}"
+    options = (f"data.path={tmp_path / 'own.h5'}", model, "evaluation.every=null", "rounds=3")
+    two = run(SMOKE / "dgb_pcw.yaml", 2, tmp_path / "2", *options, "mesh.shard=2")
+    if slots == 2:
+        four = run(SMOKE / "dgb_pcw.yaml", 4, tmp_path / "4", *options, "mesh.shard=2")
+        assert two["sha256"] == four["sha256"] and two["clients"] == four["clients"]
+        return
+    run(SMOKE / "dgb_pcw.yaml", 1, tmp_path / "whole", *options)
+    expected, found = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "2")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        kept = {name for name in ours if name.startswith(("loss", "train_", "val_"))}
+        assert {n: ours[n] for n in kept} == pytest.approx({n: theirs[n] for n in kept}, rel=1e-4)
+
+
 SLOW = pytest.mark.slow
 
 

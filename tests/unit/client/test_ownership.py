@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhpc.algorithms.dgb_pcw import DgbPcw
 from fedhpc.client.client import ClientRecord, DataClient, Rows
 from fedhpc.client.engine import Engine
 from fedhpc.client.slot import Slot
@@ -16,6 +18,7 @@ from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.comm.sums import Sums
+from fedhpc.config.blending import DgbPcwConfig
 from fedhpc.config.fusion import FusionConfig
 from fedhpc.config.schema import CohortConfig, DataConfig, FitConfig, PhantomConfig
 from fedhpc.data.batches import BatchMaker, Source
@@ -28,7 +31,8 @@ CPU = torch.device("cpu")
 held_by = st.lists(st.sets(st.sampled_from(NAMES), min_size=1), min_size=1, max_size=5)
 
 
-def federation(held: list[set[str]]) -> SlotFederation:
+def federation(held: list[set[str]], validation: bool = False) -> SlotFederation:
+    """Client k has 1 + k % 4 training rows, and all but the first a validation row, where there is one at all."""
     config = FusionConfig.model_validate({"kind": "fusion", "tabular": {m: {"widths": []} for m in NAMES}, "width": 2})
     heads = tuple(sorted({tuple(m for m in NAMES if m in one) for one in held}))
     spec = DataSpec(num_classes=2, fusion=FusionSpec(columns=dict.fromkeys(NAMES, 2), heads=heads))
@@ -40,8 +44,9 @@ def federation(held: list[set[str]]) -> SlotFederation:
     source = Source(None, {name: name for name in given}, 1, given)  # type: ignore[arg-type]
     maker = BatchMaker(source, DataConfig(phantom=PhantomConfig()), CPU, False)
     none = torch.arange(0)
+    val = [torch.arange(4 * k, 4 * k + 1) if k and validation else none for k in range(len(held))]
     records = {
-        k: ClientRecord(k, f"h{k}", Rows(torch.arange(4 * k, 4 * k + 1 + k % 4), none, none), frozenset(one))
+        k: ClientRecord(k, f"h{k}", Rows(torch.arange(4 * k, 4 * k + 1 + k % 4), val[k], none), frozenset(one))
         for k, one in enumerate(held)
     }
     slot = Slot(engine, maker, records, 0, 1, False, False, lambda client, split: None)  # type: ignore[arg-type, return-value]
@@ -93,6 +98,21 @@ def test_a_client_never_sees_a_modality_that_it_lacks() -> None:
 
     fed.each(look)
     assert columns == {0: {"tabular/a", "tabular/c", "label", "row"}, 1: {"tabular/b", "label", "row"}}
+
+
+def test_a_client_with_one_row_and_none_to_validate_on(caplog: pytest.LogCaptureFixture) -> None:
+    fed = federation([{"a", "b"}, {"a"}, {"a", "b"}, {"b"}], validation=True)
+    made = DgbPcw(DgbPcwConfig(name="dgb_pcw"))
+    made.setup(fed)
+    for index in range(4):
+        fed.begin(index)
+        metrics = made.round(fed, index)
+        assert all(math.isfinite(value) for value in metrics.values()), metrics
+    assert "client 0 (h0) has no labeled validation row: losses go without it" in caplog.text
+    rates = fed.each(lambda client: made.scales(made.ratios_of(fed, 4), client))
+    assert set(rates[0]) == {"encoder/a", "encoder/b", "head/a+b"}
+    assert all(0.1 <= rate <= 3 for rate in rates[0].values()), "those of its combination, whose losses others measure"
+    assert all(bool(block.flat.isfinite().all()) for block in made.shared.values())
 
 
 @pytest.mark.parametrize(("name", "moves"), [("sgd", 0.1), ("adam", 0.1)])

@@ -35,6 +35,10 @@ def test_published_networks(load: Load) -> None:
         (("modalities={of_client: [[rna], [image]]}",), "modalities.of_client names image"),
         (("modalities={of_client: [[rna]]}",), "has 1 entries but partition.num_clients = 4"),
         (("modalities={preset: bi_modal, of_client: [[rna], [rna], [rna], [rna]]}",), "not both"),
+        (
+            ("modalities={min_contributors: 2}", "aggregation.secure=true", "evaluation.clients=shown"),
+            "refuses sums over fewer than aggregation.min_contributors = 3; set it to 3 or more, or leave it out",
+        ),
         (("modalities={small: skip}",), "has no effect without modalities.min_contributors"),
         (("algorithm={name: dgb_pcw, rates: static}",), "rates: static needs static_rates"),
         (("algorithm={name: dgb_pcw, clip: [2, 3]}",), "must hold 1, the mean"),
@@ -48,6 +52,14 @@ def test_published_networks(load: Load) -> None:
 def test_what_is_refused(overrides: tuple[str, ...], words: str, problems: Problems) -> None:
     found = problems(*FUSION, *overrides)
     assert any(words in line for line in found), found
+
+
+def test_masks_bring_a_limit_of_owners(load: Load, problems: Problems) -> None:
+    masks = ("aggregation.secure=true", "evaluation.clients=shown")
+    assert load(*FUSION).fewest_owners is None
+    assert load(*FUSION, *masks).fewest_owners == 3
+    assert load(*FUSION, *masks, "modalities={min_contributors: 4}").fewest_owners == 4
+    assert problems(*FUSION, *masks, "modalities={small: skip}") == [], "it has an effect"
 
 
 def test_blending_needs_modalities(problems: Problems) -> None:

@@ -49,6 +49,14 @@ def test_the_rest_is_refused_with_the_reason(overrides: list[str], line: str) ->
     assert any(problem.startswith(line) for problem in caught.value.problems), caught.value.problems
 
 
-def test_clients_with_different_blocks_are_not_sharded() -> None:
-    with pytest.raises(ConfigError, match=r"model.kind = fusion but mesh.shard = 2: its clients own different blocks"):
-        load_config(ROOT / "configs" / "smoke" / "dgb_pcw.yaml", ["mesh.shard=2", "algorithm={name: fedavg}"])
+def test_clients_with_different_blocks() -> None:
+    path = ROOT / "configs" / "smoke" / "dgb_pcw.yaml"
+    load_config(path, ["mesh.shard=2"])
+    load_config(path, ["mesh.shard=2", "algorithm={name: fedavg}"])
+    for keys, words in (
+        (["algorithm={name: hgb}"], "algorithm.name = hgb but mesh.shard = 2"),
+        (["modalities.min_contributors=3"], "modalities.min_contributors = 3 but mesh.shard = 2: blocks of fewer"),
+        (["fit.precision=bfloat16"], "fit.precision = bfloat16 with model.kind = fusion but mesh.shard = 2"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_config(path, ["mesh.shard=2", *keys])

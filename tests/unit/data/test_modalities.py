@@ -127,6 +127,18 @@ def test_too_few_contributors_stay_at_home(packed: PackedFile, caplog: pytest.Lo
     assert "they use the classifier of x+y, with zeros" in caplog.text
 
 
+def test_masks_merge_what_they_would_refuse(packed: PackedFile, caplog: pytest.LogCaptureFixture) -> None:
+    dealt = partition_file(config(packed).partition, packed, 0)
+    masked = {"aggregation": {"secure": True}, "evaluation": {"clients": "shown"}}
+    assert hold(packed, config(packed), dealt).spec.head_of == {}
+    held = hold(packed, config(packed, **masked), dealt)
+    assert held.spec.head_of == {("y",): ("x", "y")}, "two clients, and a masked sum needs three"
+    assert "y is held by 1 clients, modalities.min_contributors is 3: they use the classifier of x+y" in caplog.text
+    assert held.private == ("encoder/x", "encoder/y", "head/x+y")
+    held = hold(packed, config(packed, **masked, modalities={"small": "skip"}), dealt)
+    assert held.spec.head_of == {} and held.private == ("encoder/x", "encoder/y", "head/x+y", "head/y")
+
+
 def test_probes_where_nobody_holds_a_modality_alone(packed: PackedFile) -> None:
     dealt = partition_file(config(packed).partition, packed, 0)
     for probes, expected in (("unpopulated", ("x",)), ("always", ("x", "y")), ("never", ())):
