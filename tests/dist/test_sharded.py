@@ -154,6 +154,37 @@ def test_a_stop_changes_nothing_whatever_resumes(phantom: str, tmp_path: Path) -
     assert losses(tmp_path / "other")[-1] == pytest.approx(expected[-1], rel=1e-5)
 
 
+def exchanges(folder: Path) -> list[dict[str, Any]]:
+    return [e for page in pages(folder) for e in page["entries"] if e["operation"] == "reduce"]
+
+
+LOSING = ("cohort.size=null", "random_seed=11", "cohort.dropout={probability: 0.3, when: after}")  # one client of five
+
+
+def test_masks_change_no_bit_of_shards(phantom: str, tmp_path: Path) -> None:
+    """FedDRA over 2 slots x 2 shards under masks, beside one slot without: a client is lost after it was masked
+    against. Each rank masks its shard, and sends no more of it than without masks."""
+    short = (phantom, "rounds=1", "fit.steps=1", ALGORITHMS["feddra"].replace("steps: 2", "steps: 1"), *LOSING)
+    plain = run(CONFIG, 2, tmp_path / "plain", *short)
+    masked = run(CONFIG, 4, tmp_path / "masked", *short, "aggregation.secure=true", "evaluation.clients=shown")
+    assert (masked["sha256"], masked["clients"]) == (plain["sha256"], plain["clients"])
+    before, after = exchanges(tmp_path / "plain"), exchanges(tmp_path / "masked")
+    assert [e["lost"] for e in before] == [e["lost"] for e in after] and [len(e["lost"]) for e in after] == [1, 0]
+    for plain_entry, entry in zip(before, after, strict=True):
+        assert entry["masked"] and entry["mask_bytes"] > 0 and not plain_entry["masked"]
+        assert (entry["recovery_seconds"] > 0) == bool(entry["lost"])
+        assert 0 <= entry["num_bytes"] - plain_entry["num_bytes"] < 8 * 8, "up to a granule of words for two slots"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "zero"), [*((name, 3) for name in ALGORITHMS), ("fedavg", 2), ("scaffold", 1)])
+def test_masks_change_no_bit_of_any_algorithm_on_shards(name: str, zero: int, phantom: str, tmp_path: Path) -> None:
+    options = (phantom, "rounds=2", SGD, ALGORITHMS[name], f"sharding.zero={zero}", *LOSING)
+    plain = run(CONFIG, 2, tmp_path / "plain", *options)
+    masked = run(CONFIG, 4, tmp_path / "masked", *options, "aggregation.secure=true", "evaluation.clients=shown")
+    assert (masked["sha256"], masked["clients"]) == (plain["sha256"], plain["clients"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm", [ALGORITHMS["scaffold"], "algorithm={name: feddra, stage1: {steps: 2}, dro: null}"]
