@@ -179,7 +179,7 @@ def _tell_memory(
         spec = spec_of(config) if assumed is None else assumed_spec(config, *assumed)
         elements = count(config, spec)
         found = rank_memory(config, elements)
-        wide_console().print(memory_table(config, found))
+        wide_console().print(memory_table(found))
         for line in memory_sentences(config, found):
             typer.echo(line)
         if measured:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedhpc.models.zoo import build_model
 from fedhpc.task import data_path
 
 MEMINFO = Path("/proc/meminfo")
+STEPPING = "a block's gradients in its step"
 MODEL_STATES = ("weights", "float32 copies", "gradients", "moments")
 
 
@@ -38,6 +40,7 @@ class Elements:
     frozen: int  # parameters that do not
     statistics: int = 0  # float buffers of what trains: exchanged with it
     outside: int = 0  # of the learned ones, those outside of encoders
+    largest: int = 0  # of the learned ones, those of the largest block
 
     @property
     def parameters(self) -> int:
@@ -119,7 +122,10 @@ def elements_of(module: nn.Module) -> Elements:
     )
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     outside = sum(size for name, size in learned.items() if not blocks[name].startswith("encoder/"))
-    return Elements(sum(learned.values()), frozen, statistics, outside)
+    by_block = Counter[str]()
+    for name, size in learned.items():
+        by_block[blocks[name]] += size
+    return Elements(sum(learned.values()), frozen, statistics, outside, max(by_block.values(), default=0))
 
 
 def _described(config: RunConfig) -> RunConfig:
@@ -150,13 +156,19 @@ def rank_memory(config: RunConfig, elements: Elements) -> RankMemory:
         "float32 copies": 4 * learned if low or stage in (1, 2) else 0,
         "gradients": width * (learned if stage > 1 else elements.learned),
         "moments": moments * learned,
+        # DeepSpeed lays the gradients of an optimizer's group end to end, then turns them into float32.
+        STEPPING: (6 if low else 4) * -(-elements.largest // shard) if sharding else 0,
         "shared model, initial model, update": 12 * exchanged,
         "an exchange": _exchange(config) * exchanged,
         "models beside it": width * held * _twins(config) + _beside(config, learned, -(-elements.outside // shard)),
     }
     host: dict[str, int] = {}
     if sharding is not None and sharding.offload_optimizer:
-        host = {name: device.pop(name) for name in ("float32 copies", "moments")}
+        host = {"float32 copies": 4 * learned, "moments": device.pop("moments"), "gradients": 4 * learned}
+        device |= {"float32 copies": 0, STEPPING: 0}
+        if stage > 1:  # as they arrive
+            host["gradients"] += device.pop("gradients") if stage == 3 else 0
+            device["gradients"] = 0
     if sharding is not None and sharding.offload_parameters:
         host["weights"] = device.pop("weights")
     return RankMemory(elements, {k: v for k, v in device.items() if v}, {k: v for k, v in host.items() if v})

@@ -61,13 +61,9 @@ def sentences(plan: Plan, given: bool) -> Iterator[str]:
     yield _enough(plan.enough, plan)
 
 
-def memory_table(config: RunConfig, memory: RankMemory) -> Table:
+def memory_table(memory: RankMemory) -> Table:
     """What the model takes on each rank."""
-    sharding, shard = config.sharding, config.mesh.shard
-    ranks = f"{shard} ranks a client" if shard > 1 else "one rank a client"
-    zero = "" if sharding is None else f", ZeRO-{sharding.zero}"
-    count = f"{memory.elements.parameters:,} parameters"
-    view = Table(title=f"memory of a rank by shapes: {count}, {ranks}{zero}, {config.fit.precision}")
+    view = Table(title="memory of a rank, by shapes")
     for name in ("", "device", "host"):
         view.add_column(name, justify="right" if name else "left")
     for name, device, host in lines(memory):
@@ -76,8 +72,12 @@ def memory_table(config: RunConfig, memory: RankMemory) -> Table:
 
 
 def memory_sentences(config: RunConfig, memory: RankMemory) -> Iterator[str]:
-    """What the table leaves out."""
-    if config.mesh.shard > 1:
+    """What the table is of, and what it leaves out."""
+    sharding, shard = config.sharding, config.mesh.shard
+    ranks = f"{shard} ranks a client" if shard > 1 else "one rank a client"
+    zero = "" if sharding is None else f", ZeRO-{sharding.zero}"
+    yield f"{memory.elements.parameters:,} parameters, {ranks}{zero}, {config.fit.precision}, {config.algorithm.name}."
+    if shard > 1:
         alone = rank_memory(whole(config), memory.elements)
         yield f"On one rank: {size(alone.model_states)} of model states, {size(alone.total)} in all."
     yield "Not in it: activations, layers while they are gathered, DeepSpeed's buckets, data, the process itself."

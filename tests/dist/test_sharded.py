@@ -463,7 +463,7 @@ def play_build(whole: bool) -> dict[str, float]:
 def test_a_model_is_built_without_any_rank_having_it_whole() -> None:
     for seen in on_ranks(2, play_build, False):
         assert seen["peak"] < 0.75, "its half, the window, a layer or two"
-        assert seen["after"] < 0.55
+        assert seen["after"] < 0.6
         assert seen["largest"] < 0.1
     assert max(seen["peak"] for seen in on_ranks(2, play_build, True)) > 1.0, "this is what it would be"
 

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 SMOKE = ROOT / "configs" / "smoke"
 SPEC = DataSpec(1, (32, 32), vocab_size=278, max_tokens=16)
-SOME = Elements(learned=1000, frozen=200, statistics=8, outside=100)
+SOME = Elements(learned=1000, frozen=200, statistics=8, outside=100, largest=600)
 
 
 def config(*overrides: str, path: Path = SMOKE / "sharded.yaml") -> RunConfig:
@@ -60,7 +60,10 @@ def test_what_a_rank_holds_by_stage() -> None:
     assert all(memory.device["moments"] == 8 * 500 for memory in by_stage.values())
     assert all(memory.device["an exchange"] == 12 * 504 for memory in by_stage.values())
     assert by_stage[3].model_states == 4 * 600 + 4 * 500 + 8 * 500
-    assert by_stage[3].total == by_stage[3].model_states + 24 * 504
+    assert by_stage[3].total == by_stage[3].model_states + 4 * 300 + 24 * 504
+    low = rank_memory(config(adamw, "fit.precision=bfloat16"), SOME)
+    assert low.model_states == (2 * 600 + 4 * 500) + 2 * 500 + 8 * 500
+    assert low.device["a block's gradients in its step"] == 6 * 300
     alone = rank_memory(whole(config(adamw)), SOME)
     assert alone.model_states == 4 * 1200 + 4 * 1000 + 8 * 1000
 
@@ -81,11 +84,16 @@ def test_what_methods_and_offloading_change() -> None:
     small = rank_memory(config("aggregation.ring_bits=32", "aggregation.fraction_bits=14"), SOME)
     assert small.device["an exchange"] == 8 * 504
     away = rank_memory(config("sharding={offload_optimizer: true, offload_parameters: true}"), SOME)
-    assert away.host == {"moments": 8 * 500, "weights": 4 * 600}
-    assert not {"moments", "weights"} & set(away.device)
+    assert away.host == {"weights": 4 * 600, "float32 copies": 4 * 500, "moments": 8 * 500, "gradients": 8 * 500}
+    assert away.model_states == 0 and away.total == 24 * 504
+    second = rank_memory(config("sharding={zero: 2, offload_optimizer: true}"), SOME)
+    assert second.host == {"float32 copies": 4 * 500, "moments": 8 * 500, "gradients": 4 * 500}
+    assert second.model_states == 4 * 1200
     told = list(lines(away))
-    assert [name for name, *_ in told][:3] == ["weights", "gradients", "moments"]
-    assert told[-1] == ("in all", away.total, 8 * 500 + 4 * 600)
+    assert [name for name, *_ in told][:5] == [
+        "weights", "float32 copies", "gradients", "moments", "model states",
+    ]  # fmt: skip
+    assert told[-1] == ("in all", away.total, 4 * 600 + 20 * 500)
 
 
 def test_data_that_are_elsewhere_and_models_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
