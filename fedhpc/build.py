@@ -62,7 +62,7 @@ def build(
     spec = data_spec(packed, config)
     check_pixels(config, spec)
     nothing = torch.zeros(1, dtype=torch.int64, device=device)
-    ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: collectives.all_sum(nothing))
+    ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: collectives.all_ranks_sum(nothing))
     who = populate(config, packed, spec, device, ranks, own_dir)
     check_losses(algorithm, config.algorithm.name, [who.records[c] for c in who.trainers])
     least = 1 if sums.masks is None else sums.masks.min_contributors

@@ -14,7 +14,11 @@ from fedhpc.cli_shared import EXIT_USER_ERROR, Config, Overrides, fail, load_run
 from fedhpc.data.packers.cli_shared import tell_launch
 
 if TYPE_CHECKING:
+    from fedhpc.config.schema import RunConfig
     from fedhpc.environment import Launch
+
+
+RANKS = "1,2,4,8"
 
 
 def register(app: typer.Typer, pack_app: typer.Typer) -> None:
@@ -98,7 +102,7 @@ def _default_ranks(device: Device) -> int:
 def plan(
     config: Config,
     overrides: Overrides = None,
-    ranks: Annotated[str, typer.Option(help="Numbers of ranks, such as 8,64,512.")] = "1,2,4,8",
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, such as 8,64,512.")] = RANKS,
     ranks_per_node: Annotated[
         int | None, typer.Option(help="Default: as many as this machine runs at full speed.", min=1)
     ] = None,
@@ -110,14 +114,33 @@ def plan(
     ] = None,
     latency_us: Annotated[float | None, typer.Option(help="Of the network between nodes.", min=0)] = None,
     bandwidth_gbit: Annotated[float | None, typer.Option(help="Of the network between nodes, a second.", min=0)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Only what the model takes of memory, by shapes: nothing is measured.")
+    ] = False,
+    pictures: Annotated[
+        str | None,
+        typer.Option(help="With --memory, where the data are not: CHANNELSxHEIGHTxWIDTH, such as 1x224x224."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="With --memory, where the data are not: tokens of the tokenizer.", min=2)
+    ] = None,
 ) -> None:
     """What a run will cost on many ranks: seconds a round, idle share, bytes, memory, and where more do not pay.
 
     Measures some steps of the real model on this machine (half a minute or so), and computes the rest; see
     docs/planning.md.
     """
+    if (pictures is None) != (vocabulary is None) or (pictures is not None and not memory):
+        raise fail("--pictures and --vocabulary stand in for the data under --memory; give all three, or only --memory")
     counts = _counts(ranks)
-    resolved = load_run(config, overrides, None)
+    resolved = load_run(config, overrides, None, files=pictures is None)
+    if memory and (step_seconds or latency_us or bandwidth_gbit or ranks_per_node or full_speed or ranks != RANKS):
+        raise fail("--memory asks for nothing that is measured: the other options have no effect; leave them out")
+    if memory or resolved.sharding is not None:
+        assumed = None if pictures is None or vocabulary is None else (_picture(pictures), vocabulary)
+        _tell_memory(resolved, assumed, measured=not memory, on_cpu=step_seconds is not None)
+    if memory:
+        return
     for count in counts:
         load_run(config, overrides, count, files=False)
     from fedhpc.planning.plan import Asked, make_plan
@@ -140,6 +163,37 @@ def plan(
         typer.echo(line)
     if resolved.aggregation.secure:
         typer.echo("What masks cost (aggregation.secure) is not in these numbers; see docs/security.md.")
+
+
+def _tell_memory(
+    config: RunConfig, assumed: tuple[tuple[int, int, int], int] | None, measured: bool, on_cpu: bool
+) -> None:
+    """Print it. assumed: pictures and vocabulary of data that are not here.
+
+    measured: a run will be measured next, on_cpu even where it wants a GPU; exits where that takes more than there is.
+    """
+    from fedhpc.planning.shards import assumed_spec, count, rank_memory, refuse_too_large, spec_of
+    from fedhpc.planning.show import memory_sentences, memory_table
+
+    try:
+        spec = spec_of(config) if assumed is None else assumed_spec(config, *assumed)
+        elements = count(config, spec)
+        found = rank_memory(config, elements)
+        wide_console().print(memory_table(found))
+        for line in memory_sentences(config, found):
+            typer.echo(line)
+        if measured:
+            refuse_too_large(config, elements, on_cpu)
+    except ValueError as error:
+        raise fail(str(error)) from error
+
+
+def _picture(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise fail(f"--pictures is {text!r}: write channels, height and width, such as 1x224x224") from None
+    return channels, height, width
 
 
 def _counts(text: str) -> list[int]:

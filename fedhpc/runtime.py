@@ -201,6 +201,10 @@ class Runtime:
 
     def ready_for_deepspeed(self) -> None:
         """What DeepSpeed reads from the environment when it is imported and when it starts."""
+        if (
+            self.device.type == "cuda"
+        ):  # what it takes for the GPU's number; a rank that sees its own alone has number 0
+            os.environ["LOCAL_RANK"] = str(self.device.index)
         os.environ.setdefault("LOCAL_RANK", str(self.launch.local_rank))
         os.environ["DS_ACCELERATOR"] = self.device.type
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would read tensors ahead of who deals them out

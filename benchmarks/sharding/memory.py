@@ -81,7 +81,7 @@ def build(overrides: list[str], together: bool) -> dict[str, float]:
     config, spec = config_of(overrides), DataSpec(1, (32, 32), vocab_size=278, max_tokens=16)
     build_model(config_of([]).model, spec, config.objective)  # libraries are imported
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
-    start_deepspeed(ranks)
+    start_deepspeed(ranks, torch.device("cpu"))
     cpu = torch.device("cpu")
     peak = Peak()
     with Stowing(SlotKeeper(ranks, cpu), window=WINDOW if together else 1 << 50) as stowing:

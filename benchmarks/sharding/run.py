@@ -15,12 +15,16 @@ blocks; axis "shard" by counting what is handed to torch.distributed in a step.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
 import statistics
+import subprocess
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +185,50 @@ def measure(args: argparse.Namespace, device: torch.device, arms: tuple[str, ...
         mean.add(Contribution(engine.difference(dict(shared.items())), 1.0))
         mean.finish()
         result["client_axis_bytes_an_exchange"] = ledger.entries[0].num_bytes
+        del shared, sums, mean
+        result["model_state_bytes"] = model_state_bytes(engine)
+        result["largest_tensor_elements"] = largest_tensor(lambda: engine.fit(batches[:2], lambda step: 1e-3))
     return result
+
+
+def model_state_bytes(engine: Any) -> int:
+    """Of all tensors that are alive on this rank: weights, gradients, moments, batches. What an engine keeps for
+    an exchange is given back first; DeepSpeed's bucket for gradients on their way is not counted."""
+    engine.weights.load(dict(engine.weights.shared.items()))  # gives back what the last forward pass gathered
+    engine._difference.clear()
+    gc.collect()
+    alive: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and thing.device.type == engine.device.type:
+            storage = thing.untyped_storage()
+            alive[storage.data_ptr()] = storage.nbytes()
+    optimizer = engine._deepspeed.optimizer
+    for bucket in getattr(optimizer, "ipg_buckets", {}).values():
+        buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
+        for buffer in buffers:
+            if isinstance(buffer, torch.Tensor):
+                alive.pop(buffer.untyped_storage().data_ptr(), None)
+    return sum(alive.values())
+
+
+def largest_tensor(fn: Callable[[], Any]) -> int:
+    """Elements of the largest tensor that any operation of fn makes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, list | tuple) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+                    Largest.elements = max(Largest.elements, elements)
+            return out
+
+    with Largest():
+        fn()
+    return Largest.elements
 
 
 def load_small() -> Any:
@@ -237,6 +284,32 @@ def start(args: argparse.Namespace, *arms: str) -> dict[str, Any]:
     return result
 
 
+def commit() -> str:
+    here = Path(__file__).parent
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    import platform
+
+    import deepspeed
+
+    import fedhpc
+
+    return {
+        "fedhpc": fedhpc.__version__,
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def yaml_of(args: argparse.Namespace) -> str:
+    from fedhpc.config.load import dump_config
+
+    return dump_config(config_of(args))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {
@@ -245,7 +318,7 @@ def main() -> None:
         "depth": 4,
         "zero": 3,
         "batch": 32,
-        "turns": 5,
+        "turns": 10,
         "repetitions": 3,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -263,8 +336,13 @@ def main() -> None:
     cpu_ratios = [[b / f for b, f in zip(r["bare"], r["fedhpc"], strict=True)] for r in cpu]
     parameters = alone["fedhpc"]["parameters"]
     sent = alone["fedhpc"]["client_axis_bytes_an_exchange"]
+    states = alone["fedhpc"]["model_state_bytes"]
+    share = 16 * parameters / (args.ranks if args.zero == 3 else 1)  # float32 weights, gradients, two moments
     result = {
-        "settings": {k: str(v) for k, v in vars(args).items() if k != "out"},
+        "command": " ".join(["python", "benchmarks/sharding/run.py", *sys.argv[1:]]),
+        "commit": commit(),
+        "versions": versions(),
+        "config": yaml_of(args),
         "parameters": parameters,
         "throughput_of_bare": statistics.median(ratio for ones in ratios for ratio in ones),
         "throughput_of_bare_by_repetition": [statistics.median(ones) for ones in ratios],
@@ -276,6 +354,9 @@ def main() -> None:
         },
         "peak_mib": {arm: seen["peak_mib"] for arm, seen in alone.items()},
         "weights_mib": 4 * parameters / (1 << 20),
+        "model_state_bytes": states,
+        "model_states_of_total_over_ranks": states / share if args.zero == 3 and args.precision == "float32" else None,
+        "largest_tensor_elements": alone["fedhpc"]["largest_tensor_elements"],
         "client_axis_bytes_an_exchange": sent,
         "client_axis_elements_of_parameters": sent / 8 / parameters,
         "shard_axis_bytes_a_step": {arm: seen["shard_axis_bytes_a_step"] for arm, seen in alone.items()},

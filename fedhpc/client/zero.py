@@ -67,7 +67,7 @@ class ZeroEngine:
         mesh: Mesh,
     ) -> None:
         self._ranks = Ranks(mesh.shard_index, mesh.shard, mesh.shard_group)
-        start_deepspeed(self._ranks)
+        start_deepspeed(self._ranks, device)
         self.device = device
         self.config = config
         self.loss = loss
@@ -95,7 +95,7 @@ class ZeroEngine:
         if sharding.zero == 3 and not sharding.offload_optimizer:
             share_master_weights(self._deepspeed.optimizer)
         self.module = module
-        self._shards = Shards(module, self._deepspeed.optimizer, sharding.zero, self._ranks)
+        self._shards = Shards(module, self._deepspeed.optimizer, sharding.zero, self._ranks, device)
         self.weights = ShardedWeights(self._shards)
         self._model = SplitModel(self._deepspeed, self._ranks, self._dtype)
         self._twins: dict[str, Twin] = {}
@@ -106,6 +106,8 @@ class ZeroEngine:
         stowing: Stowing | None = None
         if self._sharding.zero == 3 and self._ranks.count > 1:
             module, stowing = build_together(self._build, self._ranks, self.device)
+            for layer in module.modules():  # parameters follow; DeepSpeed leaves buffers of such a model where they are
+                layer._buffers.update({n: None if b is None else b.to(self.device) for n, b in layer._buffers.items()})
         else:
             module = self._build()
         if self._sharding.activation_checkpointing:
@@ -249,7 +251,7 @@ class ZeroEngine:
                 module, stowing = self._prepared()
             if stowing is not None:
                 partition(module, stowing, self._settings, self._mpu, self._dtype)
-            self._twins[name] = Twin(module, self._settings, self._sharding.zero, self._mpu, self._dtype)
+            self._twins[name] = Twin(module, self._settings, self._sharding.zero, self._mpu, self._dtype, self.device)
         twin = self._twins[name]
         twin.load(blocks)
         return twin.outputs
@@ -262,7 +264,13 @@ class Twin:
     """
 
     def __init__(
-        self, module: nn.Module, settings: Mapping[str, Any], stage: int, mpu: GroupOfSlot, dtype: torch.dtype
+        self,
+        module: nn.Module,
+        settings: Mapping[str, Any],
+        stage: int,
+        mpu: GroupOfSlot,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._stage = stage
         self._ranks = mpu.ranks
@@ -271,9 +279,9 @@ class Twin:
         run: Any = module
         if stage == 3:
             run, *_ = deepspeed.initialize(model=module, config={**settings}, mpu=mpu, dist_init_required=False)
-            self._shards = Shards(module, run.optimizer, stage, self._ranks, trained=False)
+            self._shards = Shards(module, run.optimizer, stage, self._ranks, device, trained=False)
         else:
-            module.to(dtype)
+            module.to(device, dtype)
         freeze_twin(module)
         self._model = SplitModel(run, self._ranks, dtype)
 
@@ -286,7 +294,7 @@ class Twin:
         for block in blocks.values():
             assert block.layout.pieces is not None
             for spec, piece in zip(block.layout.specs, block.layout.pieces, strict=True):
-                whole = torch.zeros(own[spec.name].numel(), device=block.flat.device)
+                whole = torch.zeros(own[spec.name].numel(), device=own[spec.name].device)
                 whole[piece.start : piece.start + spec.shape[0]] = block.view(spec)
                 self._ranks.sum(whole.view(torch.int32))
                 own[spec.name].copy_(whole.view(piece.shape))
@@ -337,17 +345,18 @@ def share_master_weights(optimizer: Any) -> None:
             master.data = computed.data
 
 
-def start_deepspeed(ranks: Ranks) -> None:
+def start_deepspeed(ranks: Ranks, device: torch.device) -> None:
     """Before anything else is asked of DeepSpeed."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    _compare_within(ranks)
+    _compare_within(ranks, device)
     # Would be compiled at the first start on a CPU, for minutes, and serves inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():  # DeepSpeed asks for a group even where there is nobody to talk to
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
-def _compare_within(ranks: Ranks) -> None:
+def _compare_within(ranks: Ranks, device: torch.device) -> None:
     """ZeRO-3 asks, whenever it has learned in which order layers come, whether all ranks of the *world* have seen the
     same. Slots are at steps of their own, one may even stand still for a round: they would wait for each other until
     the timeout. So only the ranks of a slot are asked."""
@@ -355,7 +364,7 @@ def _compare_within(ranks: Ranks) -> None:
 
     def same(ints: list[int]) -> None:
         seen = zlib.crc32(str(ints).encode())
-        total = int(ranks.sum(torch.tensor([seen])))
+        total = int(ranks.sum(torch.tensor([seen], device=device)))  # nccl adds on the GPU only
         if total != seen * ranks.count:
             raise RuntimeError(f"the {ranks.count} ranks of a slot ran other layers than each other: {ints} here")
 

@@ -78,10 +78,20 @@ class Shards:
     Args:
         module: as DeepSpeed knows it.
         optimizer: DeepSpeed's; None for a model that is only loaded and run (ZeRO-3).
+        device: of the slot's ranks, where blocks are. What is offloaded comes there when it is read.
     """
 
-    def __init__(self, module: nn.Module, optimizer: Any, stage: int, ranks: Ranks, trained: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Any,
+        stage: int,
+        ranks: Ranks,
+        device: torch.device,
+        trained: bool = True,
+    ) -> None:
         self._optimizer = optimizer
+        self._device = device
         self._stage = stage
         self._ranks = ranks
         self._trained = trained
@@ -110,8 +120,7 @@ class Shards:
     def read(self, block: BlockName) -> Block:
         """A copy of present weights."""
         layout = self.layouts[block]
-        device = self.members[block][0].tensor.device
-        out = Block(torch.empty(layout.numel, dtype=torch.float32, device=device), layout)
+        out = Block(torch.empty(layout.numel, dtype=torch.float32, device=self._device), layout)
         for member, spec in zip(self.members[block], layout.specs, strict=True):
             if member.numel:
                 out.view(spec).copy_(self._master(member))
@@ -122,7 +131,7 @@ class Shards:
         assert since.layout == self.layouts[block], f"{block}: shards of another layout"
         for member, spec in zip(self.members[block], out.layout.specs, strict=True):
             if member.numel:
-                torch.sub(self._master(member), since.view(spec), out=out.view(spec))
+                torch.sub(self._master(member).to(self._device), since.view(spec), out=out.view(spec))
 
     @torch.no_grad()
     def load(self, blocks: Blocks) -> None:
@@ -179,7 +188,7 @@ class Shards:
         if self._ranks.count == 1:
             member.tensor.copy_(value.view(member.tensor.shape))
             return
-        whole = torch.zeros(prod(member.piece.shape), dtype=torch.float32, device=value.device)
+        whole = torch.zeros(prod(member.piece.shape), dtype=torch.float32, device=self._device)
         whole[start : start + numel] = value
         self._ranks.sum(whole.view(torch.int32))
         member.tensor.copy_(whole.view(member.tensor.shape))
@@ -196,9 +205,9 @@ class Shards:
                 for member, spec in zip(self.members[name], self.layouts[name].specs, strict=True):
                     if not spec.trainable or not member.numel:
                         continue
-                    change = torch.zeros(member.numel, device=member.tensor.device)
+                    change = torch.zeros(member.numel, device=self._device)
                     if toward is not None and name in toward:
-                        change.add_(self._master(member) - toward[name].view(spec), alpha=pull)
+                        change.add_(self._master(member).to(self._device) - toward[name].view(spec), alpha=pull)
                     if offset is not None and name in offset:
                         change.add_(offset[name][member.name])
                     self._add_to_gradient(member, change)
@@ -214,7 +223,7 @@ class Shards:
         flat = gradient.view(-1)
         if flat.numel() != member.numel:  # a gradient that was not cut to this rank's stretch
             flat = flat[member.piece.start : member.piece.start + member.numel]
-        flat.add_(change)
+        flat.add_(change.to(flat.device))
 
     # ------------------------------------------------------------------------------------------------- accounts
     def numel(self) -> int:

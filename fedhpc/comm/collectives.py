@@ -72,18 +72,18 @@ class Collectives:
         for index, row in {**spoken, **(own_rows or {})}.items():
             table[index] = row
         with self.ledger.entry(operation, what, table.numel() * table.element_size(), revealed, by):
-            self._all_ranks_sum(table)
+            self.all_ranks_sum(table)
         return table
 
-    def _all_ranks_sum(self, table: Tensor) -> None:
+    def all_ranks_sum(self, tensor: Tensor) -> Tensor:
         """In-place sum over all ranks. Shards of a slot must not differ in what they then know."""
         if self.mesh.shard == 1:
-            self.all_sum(table)
-            return
+            return self.all_sum(tensor)
         try:
-            dist.all_reduce(table)
+            dist.all_reduce(tensor)
         except RuntimeError as error:
             raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+        return tensor
 
     def whole(self, block: Block, spec: TensorSpec) -> Tensor:
         """One tensor of a block in its shape, on every rank of the slot: its pieces are put together when the block is

@@ -9,6 +9,9 @@ keys and shares.
 
 What two clients of one rank would add against each other cancels within the rank's sum, so it is never made; with one
 rank nothing leaves, and only the rules are checked.
+
+Where several ranks train a client together, those with the same shard of different slots make an exchange of their own:
+each has keys, shares and streams of its own for its clients, and its shard is in the tag of all of them.
 """
 
 from __future__ import annotations
@@ -87,14 +90,18 @@ class Masks:
             ProtocolError: too few contributors to a part, too few clients left to take the masks off, or messages that
                 do not belong together.
         """
-        tag = f"{self._round}, exchange {self._stage} ({entry.operation})".encode()
+        mesh = self._collectives.mesh
+        label = f"{self._round}, exchange {self._stage} ({entry.operation})"
         self._stage += 1
+        # All shards have one graph, so that too few holders on one are too few on all, and none waits for another.
+        graph = self._seed.to_bytes(8) + label.encode()
+        tag = (label if mesh.shard == 1 else f"{label}, shard {mesh.shard_index} of {mesh.shard}").encode()
         exchange = _Exchange(self._collectives, self._random, tag, who, total.device, entry)
         parts = total.split(self._collectives.bucket_numel(total)) if total.numel() else ()
         start = perf_counter()
-        exchange.announce(self._seed)
+        exchange.announce(graph)
         exchange.refuse_few(self.min_contributors, exchange.roster.members)
-        alone = self._collectives.mesh.num_slots == 1
+        alone = mesh.num_slots == 1
         if not alone:
             exchange.deal()
         entry.mask_seconds += perf_counter() - start
@@ -147,8 +154,8 @@ class _Exchange:
         self._entry.mask_bytes += num_rows * width
         return self._collectives.all_bytes(rows, num_rows, width, self._device)
 
-    def announce(self, seed: int) -> None:
-        """Keys, host and parts of every client that is there."""
+    def announce(self, graph: bytes) -> None:
+        """Keys, host and parts of every client that is there. graph: what the graph of neighbours is drawn from."""
         who = self._who
         rows = {}
         for client, member in self._members.items():
@@ -162,7 +169,6 @@ class _Exchange:
                 members[client] = Announcement.parse(row)
                 self._slots[client] = slot - 1
                 self._flags[client] = row[ANNOUNCEMENT_BYTES + SLOT_BYTES :]
-        graph = seed.to_bytes(8) + self._tag
         # Of two ranks each knows what the other's clients come to anyhow: the sum less its own.
         hosts = self._slots if self._collectives.mesh.num_slots > 2 else None
         self.roster = Roster.of(self._tag, members, graph, hosts)

@@ -28,11 +28,6 @@ def check_secure(config: RunConfig) -> Iterator[str]:
             "aggregation.secure = true with arithmetic = float32: masks cancel in sums of integers only; "
             "set arithmetic: fixed_point"
         )
-    if config.sharding is not None:
-        yield (
-            "aggregation.secure = true with sharded clients: masks are made for whole clients, not for slices of them; "
-            "set secure: false, or mesh.shard: 1 and sharding: null"
-        )
     if isinstance(config.algorithm, POOLED):
         yield (
             f"aggregation.secure = true with algorithm.name = {config.algorithm.name}, where one client holds all "

@@ -106,7 +106,7 @@ class SlotFederation:
     def any_rank(self, mine: bool) -> bool:
         """Whether it holds on any rank. Every rank calls this, between rounds."""
         flag = torch.tensor([int(mine)], dtype=torch.int64, device=self._device)
-        return bool(self.collectives.all_sum(flag).item())
+        return bool(self.collectives.all_ranks_sum(flag).item())
 
     def clients_living_here(self) -> frozenset[ClientId]:
         """Clients whose state this slot keeps."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import EncoderConfig
 from fedhpc.interfaces import DataSpec
+from fedhpc.models.shapes import has_values
 from fedhpc.models.unused import drop_unused
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class TextEncoder(nn.Module):
             self.width: int = first.shape[1]
             if spec.max_tokens > 1:
                 text[:, -1] = spec.vocab_size - 1 if spec.vocab_size - 1 != spec.pad_token else spec.vocab_size - 2
-                if spec.vocab_size > 3 and torch.equal(self(text)[:, 0], first):
+                if spec.vocab_size > 3 and has_values(first) and torch.equal(self(text)[:, 0], first):
                     raise ValueError("its first token does not see the last one, as in a decoder")
         self.train()
         if freeze:

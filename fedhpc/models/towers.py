@@ -100,7 +100,10 @@ def build_tower(config: EncoderConfig, spec: DataSpec) -> Tower:
             f"x {width}; set options.patch_size to a divisor, or pack another image size ({config.name})"
         )
     if config.pretrained is None:
-        return Tower(_class_of(settings)(settings).float(), spec.image_size)
+        net = _class_of(settings)(settings)
+        if any(parameter.dtype != torch.float32 for parameter in net.parameters()):
+            net = net.float()  # models of shapes alone have no values to be cast
+        return Tower(net, spec.image_size)
     return Tower(_weights(config.pretrained, settings), spec.image_size)
 
 

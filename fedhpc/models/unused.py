@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fedhpc.models.shapes import has_values
+
 
 def drop_unused(module: nn.Module, probe: Callable[[], Tensor]) -> tuple[str, ...]:
     """Remove what `probe`, a forward pass through `module`, does not depend on; returns the removed names.
@@ -83,6 +85,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 def _unchanged(probe: Callable[[], Tensor], before: Tensor) -> bool:
     try:
         with torch.no_grad():
-            return torch.equal(probe(), before)
+            now = probe()
+            return torch.equal(now, before) if has_values(before) else now.shape == before.shape
     except Exception:  # whatever a foreign model raises when a part of it is gone: then the part is needed
         return False

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from fedhpc.config.schema import RunConfig
 from fedhpc.planning.model import Prediction
 from fedhpc.planning.plan import Plan
+from fedhpc.planning.shards import RankMemory, lines, rank_memory, whole
+
+SUMS = ("model states", "in all")
 
 
 def table(plan: Plan, rounds: int) -> Table:
@@ -55,6 +59,28 @@ def sentences(plan: Plan, given: bool) -> Iterator[str]:
             yield "Between nodes: taken to be as within one; give --latency-us and --bandwidth-gbit of your network."
     yield from machine.notes
     yield _enough(plan.enough, plan)
+
+
+def memory_table(memory: RankMemory) -> Table:
+    """What the model takes on each rank."""
+    view = Table(title="memory of a rank, by shapes")
+    for name in ("", "device", "host"):
+        view.add_column(name, justify="right" if name else "left")
+    for name, device, host in lines(memory):
+        view.add_row(name, size(device), size(host) if host else "", style="bold" if name in SUMS else None)
+    return view
+
+
+def memory_sentences(config: RunConfig, memory: RankMemory) -> Iterator[str]:
+    """What the table is of, and what it leaves out."""
+    sharding, shard = config.sharding, config.mesh.shard
+    ranks = f"{shard} ranks a client" if shard > 1 else "one rank a client"
+    zero = "" if sharding is None else f", ZeRO-{sharding.zero}"
+    yield f"{memory.elements.parameters:,} parameters, {ranks}{zero}, {config.fit.precision}, {config.algorithm.name}."
+    if shard > 1:
+        alone = rank_memory(whole(config), memory.elements)
+        yield f"On one rank: {size(alone.model_states)} of model states, {size(alone.total)} in all."
+    yield "Not in it: activations, layers while they are gathered, DeepSpeed's buckets, data, the process itself."
 
 
 def _enough(enough: Prediction, plan: Plan) -> str:

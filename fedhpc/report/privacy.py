@@ -47,6 +47,11 @@ class Statement:
     mask_bytes: int = 0
     mask_seconds: float = 0.0
     recovery_seconds: float = 0.0
+    shard: int = 1  # ranks that host a client together
+
+    @property
+    def slots(self) -> int:
+        return self.ranks // self.shard
 
     @property
     def secure(self) -> bool:
@@ -64,6 +69,7 @@ def read_statement(folder: Path) -> Statement:
         raise ValueError(f"{folder} holds no finished run (results.json, config.yaml, ledger.jsonl); run it to its end")
     results, config = json.loads(files[0].read_text()), yaml.safe_load(files[1].read_text())
     statement = Statement(results["name"], config["aggregation"], results["ranks"], results["rounds"])
+    statement.shard = config.get("mesh", {}).get("shard", 1)
     for line in files[2].read_text().splitlines():
         for entry in json.loads(line)["entries"]:
             if "masked" not in entry:
@@ -106,20 +112,26 @@ def tables(statement: Statement) -> Iterator[Table]:
 def sentences(statement: Statement) -> Iterator[str]:
     """What the tables mean, and what they cannot show."""
     how = statement.aggregation
+    host, sent = ("rank", "nothing") if statement.shard == 1 else (f"slot of {statement.shard} ranks", "no sum")
     if statement.secure:
         yield (
             f"Sums were masked in the ring of 2^{how['ring_bits']}; one with fewer than {how['min_contributors']} "
             f"contributors to a block would have been refused. Masks cost {size(statement.mask_bytes)} and "
             f"{statement.mask_seconds:.2f} s on rank 0."
         )
-        if statement.ranks == 1:
-            yield "One rank hosted all clients, so nothing was sent, and nothing had to be masked."
-    elif statement.ranks == 1:
-        yield "One rank hosted all clients, so nothing was sent. Sums were not masked (aggregation.secure: false)."
+        if statement.slots == 1:
+            yield f"One {host} hosted all clients, so {sent} was sent, and nothing had to be masked."
+    elif statement.slots == 1:
+        yield f"One {host} hosted all clients, so {sent} was sent. Sums were not masked (aggregation.secure: false)."
     else:
         yield (
             "Sums were NOT masked (aggregation.secure: false): other ranks could see the sum over the clients of one "
-            "rank, which is a client's own contribution where a rank hosts one."
+            f"{host}, which is a client's own contribution where it hosts one."
+        )
+    if statement.shard > 1:
+        yield (
+            "The ranks of a slot train a client together: weights, gradients and embeddings went between them, and are "
+            "not in these tables."
         )
     if statement.losses:
         recovered = f"; taking off the masks against them took {statement.recovery_seconds:.3f} s on rank 0"

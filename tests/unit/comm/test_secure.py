@@ -36,8 +36,8 @@ def exchange(
     seed: int | None = None,
     times: int = 1,
 ) -> tuple[Tensor, ThreadCollectives, list[Entry]]:
-    """One rank of masked sums of whole numbers: client -> values [n], client -> rank."""
-    rank = collectives.mesh.rank
+    """One rank of masked sums of whole numbers: client -> values [n], client -> slot."""
+    rank = collectives.mesh.slot
     maker = {} if seed is None else {"random": seeded(100 * seed + rank)}
     masks = Masks(collectives, 3, 7, **maker)  # type: ignore[arg-type]
     masks.begin(0)
@@ -184,3 +184,28 @@ def test_a_rank_without_clients_joins() -> None:
     inputs = {c: torch.arange(NUMEL) for c in range(3)}
     for total, _, _ in together(4, lambda ranks: exchange(ranks, inputs, {0: 1, 1: 1, 2: 3})):
         assert torch.equal(total, 3 * torch.arange(NUMEL))
+
+
+# ------------------------------------------------------------------------------------------------- sharded clients
+def test_every_shard_sums_its_own_stretch_without_who_is_lost() -> None:
+    """3 slots x 2 shards; a shard's values of client c are c + 1 times its own numbers."""
+    hosts = {0: 0, 1: 1, 2: 2, 3: 2, 4: 0}
+    stretches = [torch.arange(NUMEL), torch.arange(NUMEL) ** 3]
+
+    def play(ranks: ThreadCollectives) -> Any:
+        own = stretches[ranks.mesh.shard_index]
+        return exchange(ranks, {c: (c + 1) * own for c in hosts}, hosts, frozenset({3}))
+
+    for rank, (total, _, entries) in enumerate(together(6, play, shard=2)):
+        assert torch.equal(total, (1 + 2 + 3 + 5) * stretches[rank % 2])
+        assert entries[0].lost == (3,) and entries[0].recovery_seconds > 0
+
+
+def test_shards_of_a_client_share_no_words_even_under_the_same_secrets() -> None:
+    """Two stretches under one stream would give away their difference."""
+    inputs = {c: torch.zeros(48, dtype=torch.int64) for c in range(3)}
+    hosts = {0: 0, 1: 1, 2: 2}
+    results = together(6, lambda ranks: exchange(ranks, inputs, hosts, seed=3, times=2), shard=2)
+    words = torch.cat([word for _, ranks, _ in results[:2] for word in ranks.sealed_words])
+    assert len(words) == 2 * 2 * 2 * 16
+    assert len(words.unique()) == len(words)

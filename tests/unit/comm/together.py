@@ -30,42 +30,46 @@ class Wire:
 
 
 class ThreadCollectives(Collectives):
-    """`open_words`: from other ranks, in sums that all see; `sealed_words`: from other ranks, slices under masks."""
+    """Of ranks with the same shard. `open_words`: from other ranks, in sums that all see; `sealed_words`: from other
+    ranks, slices under masks."""
 
-    def __init__(self, rank: int, world: int, wire: Wire, bucket_bytes: int = 1 << 20) -> None:
-        super().__init__(Mesh(rank, world, 1, None), Ledger(), bucket_bytes)
+    def __init__(self, rank: int, world: int, wire: Wire, bucket_bytes: int = 1 << 20, shard: int = 1) -> None:
+        super().__init__(Mesh(rank, world, shard, None), Ledger(), bucket_bytes)
         self._wire = wire
         self.open_words: list[Tensor] = []
         self.sealed_words: list[Tensor] = []
 
     def all_sum(self, tensor: Tensor) -> Tensor:
-        parts = self._wire.swap(self.mesh.rank, tensor.clone())
-        self.open_words += [p for rank, p in enumerate(parts) if rank != self.mesh.rank]
+        parts = self._wire.swap(self.mesh.slot, tensor.clone())
+        self.open_words += [p for rank, p in enumerate(parts) if rank != self.mesh.slot]
         return tensor.copy_(torch.stack(parts).sum(0, dtype=tensor.dtype))
 
     def sum_slices(self, bucket: Tensor) -> Tensor:
-        parts = self._wire.swap(self.mesh.rank, bucket.clone())
-        own = [p.view(self.mesh.world, -1)[self.mesh.rank] for p in parts]
-        self.sealed_words += [p for rank, p in enumerate(own) if rank != self.mesh.rank]
+        parts = self._wire.swap(self.mesh.slot, bucket.clone())
+        own = [p.view(self.mesh.num_slots, -1)[self.mesh.slot] for p in parts]
+        self.sealed_words += [p for rank, p in enumerate(own) if rank != self.mesh.slot]
         return torch.stack(own).sum(0, dtype=bucket.dtype)
 
     def join_slices(self, bucket: Tensor, own: Tensor) -> None:
-        bucket.copy_(torch.cat(self._wire.swap(self.mesh.rank, own.clone())))
+        bucket.copy_(torch.cat(self._wire.swap(self.mesh.slot, own.clone())))
 
 
-def together(world: int, fn: Callable[[ThreadCollectives], Any], bucket_bytes: int = 1 << 20) -> list[Any]:
+def together(
+    world: int, fn: Callable[[ThreadCollectives], Any], bucket_bytes: int = 1 << 20, shard: int = 1
+) -> list[Any]:
     """fn on every rank; their results by rank. Raises what the first failing rank raised."""
-    wire = Wire(world)
+    wires = [Wire(world // shard) for _ in range(shard)]  # of each shard
     results: list[Any] = [None] * world
     errors: list[BaseException] = []
 
     def play(rank: int) -> None:
         try:
-            results[rank] = fn(ThreadCollectives(rank, world, wire, bucket_bytes))
+            results[rank] = fn(ThreadCollectives(rank, world, wires[rank % shard], bucket_bytes, shard))
         except BaseException as error:
             if not isinstance(error, threading.BrokenBarrierError):
                 errors.append(error)
-            wire.barrier.abort()
+            for wire in wires:
+                wire.barrier.abort()
 
     threads = [threading.Thread(target=play, args=(rank,)) for rank in range(world)]
     for thread in threads:

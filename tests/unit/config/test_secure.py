@@ -21,7 +21,6 @@ SECURE = "aggregation.secure=true"
         (["algorithm={name: centralised}"], "where one client holds all rows: there is nothing to hide"),
         (["partition={kind: column, column: site, leave_out: [site-a]}"], "set evaluation.clients: shown"),
         (["aggregation.ring_bits=32"], "ring_bits = 32 with fraction_bits = 32 leaves no range for sums; set"),
-        (["mesh.shard=2"], "aggregation.secure = true with sharded clients"),
     ],
 )  # fmt: skip
 def test_masks_against_the_rest(load: Load, problems: Problems, overrides: list[str], line: str) -> None:
@@ -55,3 +54,4 @@ def test_who_is_shown_follows_the_masks_unless_told(load: Load) -> None:
     shown = "evaluation.clients=shown"
     assert check(load(SECURE, shown, "partition={kind: column, column: site, leave_out: [site-a]}")) == []
     assert check(load(CLASSIFIER, "data.label=x", SECURE)) == []
+    assert check(load(SECURE, "mesh.shard=2")) == []  # each shard is masked by itself

@@ -15,8 +15,7 @@ from fedhpc.interfaces import DataSpec
 from fedhpc.models.stowing import FileKeeper, Stowing
 from fedhpc.models.text import build_text_encoder
 from fedhpc.models.vision import build_image_encoder
-from fedhpc.process import keep_heap
-from tests.ranks import on_ranks
+from tests.allocations import allocations
 
 SPEC = DataSpec(1, (16, 16), vocab_size=300, max_tokens=12)
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -102,31 +101,20 @@ def test_what_is_gone_is_forgotten_and_what_is_changed_is_kept(tmp_path: Path) -
     nn.Linear(8, 8).weight.sum()  # nothing is left of the context
 
 
-def peak_of(build_it: str, folder: str) -> float:
-    """Most memory while a model of 48 MB is built, as a part of its size. In a process of its own."""
-    status, unit = Path("/proc/self/status"), 1 << 10
-
-    def now(key: str) -> int:
-        return next(int(line.split()[1]) * unit for line in status.read_text().splitlines() if line.startswith(key))
+def test_a_part_of_the_model_is_in_memory(tmp_path: Path) -> None:
+    """Twelve equal layers, and room for one."""
 
     def make() -> nn.Module:
         return nn.Sequential(*(nn.Linear(1000, 1000) for _ in range(12)))
 
-    keep_heap(1 << 20)  # as a sharded run does: freed memory goes back
-    with Stowing(FileKeeper(Path(folder)), window=0):  # what libraries need for themselves, they take here
-        nn.Linear(1000, 300)
-    before = now("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    if build_it == "whole":
-        model = make()
-    else:
-        with Stowing(FileKeeper(Path(folder)), window=1 << 22):
-            model = make()
-    return (now("VmHWM:") - before) / sum(4 * p.numel() for p in model.parameters())
+    def make_stowed() -> nn.Module:
+        with Stowing(FileKeeper(tmp_path), window=1 << 22):
+            return make()
 
-
-def test_a_part_of_the_model_is_in_memory(tmp_path: Path) -> None:
-    [whole] = on_ranks(1, peak_of, "whole", str(tmp_path))
-    [away] = on_ranks(1, peak_of, "stowed", str(tmp_path))
-    assert whole > 0.95
-    assert away < 0.55, "two of twelve layers, the window, and what torch needs for itself"
+    whole, plain = allocations(make)
+    size = sum(4 * p.numel() for p in whole.parameters())
+    assert plain.peak >= plain.after >= size, "or the measurement is wrong"
+    away, stowed = allocations(make_stowed)
+    assert sum(4 * p.numel() for p in away.parameters()) == size
+    assert stowed.peak < 3.1 / 12 * size, "the layer that is made, the one before it, and one to spare"
+    assert stowed.after < 2.1 / 12 * size

@@ -20,10 +20,10 @@ def entry(operation: str, what: str, **more: Any) -> dict[str, Any]:
     return {"operation": operation, "what": what, "revealed": [], "by": [0, 1, 2, 3], "lost": [], **plain, **more}
 
 
-def finished(folder: Path, entries: list[dict[str, Any]], secure: bool, ranks: int = 2) -> Path:
+def finished(folder: Path, entries: list[dict[str, Any]], secure: bool, ranks: int = 2, shard: int = 1) -> Path:
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps({"name": "run", "ranks": ranks, "rounds": 2}))
-    config = {"aggregation": {"secure": secure, "ring_bits": 64, "min_contributors": 3}}
+    config = {"aggregation": {"secure": secure, "ring_bits": 64, "min_contributors": 3}, "mesh": {"shard": shard}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     pages = [{"round": index, "entries": [one]} for index, one in enumerate(entries)]
     (folder / "ledger.jsonl").write_text("".join(json.dumps(page) + "\n" for page in pages))
@@ -64,6 +64,9 @@ def test_a_plain_run_is_told_so(tmp_path: Path) -> None:
     assert "Sums were NOT masked" in text and "No client's own value was revealed." in text
     alone = page(finished(tmp_path / "alone", [entry("reduce", "net")], secure=False, ranks=1))
     assert "nothing was sent" in alone
+    slot = page(finished(tmp_path / "slot", [entry("reduce", "net")], secure=True, ranks=2, shard=2))
+    assert "One slot of 2 ranks hosted all clients, so no sum was sent" in slot
+    assert "The ranks of a slot train a client together" in slot and "train a client together" not in alone
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
