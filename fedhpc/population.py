@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fedhpc.client.client import ClientRecord, Rows
@@ -84,6 +85,9 @@ def populate(
 
     modalities = frozenset(packed.modalities)
     records = {c.id: client_record(c, modalities) for c in dealt}
+    if prepared is not None:
+        held = {c.id: held_modalities(c, prepared.reader.has) for c in dealt}
+        records = {c: replace(record, modalities=held[c]) for c, record in records.items()}
     unseen = unseen_clients(config, dealt)
     sites = {c.id: f"{c.site}{UNSEEN if c.id in unseen else ''}" for c in dealt}
     combinations: Sequence[ClientId] = ()
@@ -107,6 +111,11 @@ def populate(
 def client_record(client: ClientRows, modalities: frozenset[str]) -> ClientRecord:
     rows = Rows(*(torch.from_numpy(r) for r in (client.train, client.val, client.test)))
     return ClientRecord(client.id, client.site, rows, modalities)
+
+
+def held_modalities(client: ClientRows, has: Mapping[str, np.ndarray]) -> frozenset[str]:
+    """Those that at least one of a client's training rows has, completed or not. has: bool [rows of the file] each."""
+    return frozenset(m for m, rows in has.items() if rows[client.train].any())
 
 
 def pooled(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedhpc.algorithms.afl import Afl
+from fedhpc.algorithms.creamfl import CreamFl
 from fedhpc.algorithms.dgb_pcw import DgbPcw
 from fedhpc.algorithms.fedavg import Centralised, FedAvg
 from fedhpc.algorithms.feddf import FedDF
@@ -43,6 +44,7 @@ ALGORITHMS: Mapping[str, Callable[[Any], Algorithm]] = {
     "hgb": Hgb,
     "gblend": GBlend,
     "fedmvp": FedMvp,
+    "creamfl": CreamFl,
     "local": Local,
     "centralised": Centralised,
 }

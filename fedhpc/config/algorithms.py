@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fedhpc.config.blending import DgbPcwConfig, GBlendConfig, HgbConfig
 from fedhpc.config.distillation import FedDFConfig, FedMDConfig, FedProtoConfig, MdhflConfig, RhflConfig
-from fedhpc.config.joint import FedMvpConfig
+from fedhpc.config.joint import CreamFlConfig, FedMvpConfig
 from fedhpc.config.section import Section
 
 ClientWeight = Literal["examples", "uniform"]
@@ -204,6 +204,7 @@ AlgorithmConfig = Annotated[
     | HgbConfig
     | GBlendConfig
     | FedMvpConfig
+    | CreamFlConfig
     | LocalConfig
     | CentralisedConfig,
     Field(discriminator="name"),
@@ -212,10 +213,10 @@ AlgorithmConfig = Annotated[
 # One client holds the training rows of all.
 POOLED = (CentralisedConfig, GBlendConfig)
 # Every client trains its own model; nothing else is ever put in its place.
-OWN_MODELS = (LocalConfig, MdhflConfig, FedMDConfig, FedProtoConfig)
+OWN_MODELS = (LocalConfig, MdhflConfig, FedMDConfig, FedProtoConfig, CreamFlConfig)
 # Clients may have different networks.
 DIFFERENT_NETWORKS = (*OWN_MODELS, FedDFConfig)
 # Compares models on config.public.
-ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig, FedMvpConfig)
+ON_PUBLIC_DATA = (MdhflConfig, FedMDConfig, FedDFConfig, FedMvpConfig, CreamFlConfig)
 # Only over modalities: model.kind: fusion.
 OVER_MODALITIES = (DgbPcwConfig, HgbConfig, GBlendConfig)

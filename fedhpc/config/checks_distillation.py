@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
-from fedhpc.config.joint import FedMvpConfig
+from fedhpc.config.joint import CreamFlConfig, FedMvpConfig
 from fedhpc.config.schema import ClassifierConfig, ColumnPartition, FusionConfig, GroupsPartition, RunConfig
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part
@@ -36,7 +36,7 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
         yield f"algorithm.name = {name} compares models on public data; set public: {{size: 1000}} or public.path"
     if not isinstance(algorithm, (*ON_PUBLIC_DATA, FedProtoConfig)):
         return
-    if isinstance(algorithm, FedMvpConfig):
+    if isinstance(algorithm, FedMvpConfig | CreamFlConfig):
         pass  # checks_joint
     elif not isinstance(model, ClassifierConfig):
         yield f"algorithm.name = {name} but model.kind = {model.kind}, which has no classes; set model.kind: classifier"

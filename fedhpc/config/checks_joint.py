@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, FedDRAConfig, LocalConfig, MoonConfig
 from fedhpc.config.completion import GeneratorConfig, PretrainedConfig
-from fedhpc.config.joint import FedMvpConfig, JointConfig
+from fedhpc.config.joint import CreamFlConfig, FedMvpConfig, JointConfig
 from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def check_joint(config: RunConfig) -> Iterator[str]:
     yield from _methods(config, model)
     if isinstance(config.algorithm, FedMvpConfig):
         yield from _public(config)
+    if isinstance(config.algorithm, CreamFlConfig):
+        yield from _public_pairs(config)
 
 
 def _without_joint(config: RunConfig) -> Iterator[str]:
@@ -35,6 +37,11 @@ def _without_joint(config: RunConfig) -> Iterator[str]:
     if isinstance(config.algorithm, FedMvpConfig):
         yield (
             f"algorithm.name = fedmvp but model.kind = {kind}, which has no joint representation; set model.kind: joint"
+        )
+    if isinstance(config.algorithm, CreamFlConfig):
+        yield (
+            f"algorithm.name = creamfl but model.kind = {kind}, which is no classifier over pictures and texts; set "
+            "model.kind: joint"
         )
     if isinstance(config.objective, MvpConfig):
         yield f"objective.name = fedmvp but model.kind = {kind}; set model.kind: joint, or another objective"
@@ -78,17 +85,17 @@ def _frozen(config: RunConfig, model: JointConfig) -> Iterator[str]:
 def _methods(config: RunConfig, model: JointConfig) -> Iterator[str]:
     algorithm, objective = config.algorithm, config.objective
     if isinstance(algorithm, MoonConfig | FedDRAConfig) or (
-        isinstance(algorithm, DIFFERENT_NETWORKS) and not isinstance(algorithm, LocalConfig)
+        isinstance(algorithm, DIFFERENT_NETWORKS) and not isinstance(algorithm, LocalConfig | CreamFlConfig)
     ):
         yield (
-            f"algorithm.name = {algorithm.name} but model.kind = joint; set fedmvp, fedavg, fedprox, fedopt, scaffold, "
-            "qffl, afl, local or centralised"
+            f"algorithm.name = {algorithm.name} but model.kind = joint; set fedmvp, creamfl, fedavg, fedprox, "
+            "fedopt, scaffold, qffl, afl, local or centralised"
         )
     if objective is not None and not isinstance(objective, CrossEntropyConfig | MvpConfig):
         yield f"objective.name = {objective.name} but model.kind = joint; set fedmvp or cross_entropy"
-    needs_both = isinstance(algorithm, FedMvpConfig) or isinstance(objective, MvpConfig)
-    if needs_both and len(model.modalities) == 1:
-        what = "algorithm.name = fedmvp" if isinstance(algorithm, FedMvpConfig) else "objective.name = fedmvp"
+    by_pairs = isinstance(algorithm, FedMvpConfig | CreamFlConfig)
+    if (by_pairs or isinstance(objective, MvpConfig)) and len(model.modalities) == 1:
+        what = f"algorithm.name = {algorithm.name}" if by_pairs else "objective.name = fedmvp"
         yield f"{what} but the model reads {model.modalities[0]} only; add the other encoder, or set fedavg"
     if config.noise is not None:
         yield "noise is for model.kind = classifier or fusion; remove it"
@@ -112,9 +119,22 @@ def _public(config: RunConfig) -> Iterator[str]:
         yield f"{key} = {size} but algorithm.cka = unbiased_minibatch needs {FEWEST} rows; set public.batch_size"
 
 
+def _public_pairs(config: RunConfig) -> Iterator[str]:
+    public, size = config.public, config.fit.batch_size
+    if public is not None and public.batch_size is None and size < 2:
+        yield (
+            f"fit.batch_size = {size} but algorithm.name = creamfl tells the rows of a public batch from each other; "
+            "set public.batch_size: 32"
+        )
+
+
 def idle_in_joint(config: RunConfig, add: Add) -> None:
     """Calls add(section, keys, why) for keys without effect."""
-    model = config.model
+    model, algorithm = config.model, config.algorithm
+    if isinstance(algorithm, CreamFlConfig) and not (algorithm.inter or algorithm.intra):
+        add("algorithm", "temperature", "with inter: 0 and intra: 0")
+    if isinstance(algorithm, CreamFlConfig) and not algorithm.server_epochs:
+        add("algorithm", "server_temperature", "with server_epochs: 0")
     if config.missing is not None and config.missing.rule != "label":
         add("missing", "label", f"with missing.rule: {config.missing.rule}")
     if config.missing is not None and config.missing.rule == "random":

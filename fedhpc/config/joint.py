@@ -127,3 +127,31 @@ class FedMvpConfig(Section):
     """Weights are taken to this power: above 1 they differ more."""
     prior: Literal["none", "examples"] = "none"
     """examples: weights are multiplied by the number of a client's training rows."""
+
+
+class CreamFlConfig(Section):
+    """CreamFL: clients own their models and agree, on public pairs, with a server's model about representations (Yu et
+    al., ICLR 2023, arXiv 2302.08888). Weights and temperatures without a word are those of the released code."""
+
+    name: Literal["creamfl"]
+    inter: float = Field(0.5, ge=0)
+    """Weight of the contrast against the server's representations of the other modality."""
+    intra: float = Field(0.5, ge=0)
+    """Weight of the contrast between the server's representations of the same modality and a client's own of before."""
+    temperature: float = Field(0.5, gt=0)
+    """Similarities in both are divided by it."""
+    public_epochs: int = Field(1, ge=1)
+    """A client's passes over the public set in each round, after its own rows (released: 5 of each, in turns)."""
+    score_temperature: float = Field(1.0, ge=0.2)
+    """Of the scores by which clients weigh, row by row; smaller: the best one counts more. A sum in fixed point holds
+    weights between exp(-2 / t) and exp(2 / t)."""
+    server_epochs: int = Field(1, ge=0)
+    """The server's passes over the public pairs in each round, before the clients'."""
+    server_temperature: float = Field(0.1, gt=0)
+    """Of the server's contrast over a public batch. Ours: the released one is another loss (PCME's)."""
+    distill: float = Field(0.3, ge=0)
+    """Weight of the mean squared distance between the server's representations and the clients' ensemble."""
+    distill_epochs: int = Field(1, ge=1)
+    """Passes over the public set towards the ensemble, in each round."""
+    public_learning_rate: float | None = Field(None, gt=0)
+    """Of all steps on public data. Default: that of fit.optimizer, with its schedule."""

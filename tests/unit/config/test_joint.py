@@ -26,7 +26,7 @@ CONFIG = ROOT / "configs" / "smoke" / "fedmvp.yaml"
         (["model.image=null"], "fedmvp but the model reads text only; add the other encoder, or set fedavg"),
         (["model.joint_heads=3"], "joint_heads = 3 does not divide .*, 32; set model.joint_heads: 2"),
         (["model.concat=features", "model.cross_heads=3"], "cross_heads = 3 does not divide .*, 16"),
-        (["algorithm={name: moon}"], "moon but model.kind = joint; set fedmvp, fedavg"),
+        (["algorithm={name: moon}"], "moon but model.kind = joint; set fedmvp, creamfl, fedavg"),
         (["algorithm={name: mdhfl}"], "mdhfl but model.kind = joint"),
         (["objective={name: clip}"], "objective.name = clip but model.kind = joint; set fedmvp or cross_entropy"),
         (["noise={kind: symmetric, rate: 0.1}"], "remove noise|noise is for"),
@@ -46,6 +46,28 @@ def test_refused(overrides: list[str], complaint: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
+        (["public=null"], "creamfl compares models on public data; set public"),
+        (["public.batch_size=null", "fit.batch_size=1"], "fit.batch_size = 1 but .* set public.batch_size: 32"),
+        (["partition.num_clients=2"], "of a sum over two each knows the other's part"),
+        (["model.text=null"], "creamfl but the model reads image only; add the other encoder"),
+        (
+            ["algorithm.inter=0", "algorithm.intra=0", "algorithm.temperature=0.1"],
+            "no effect with inter: 0 and intra: 0",
+        ),
+        (["algorithm.server_epochs=0", "algorithm.server_temperature=0.1"], "no effect with server_epochs: 0"),
+        (["algorithm.score_temperature=0.1"], "greater than or equal to 0.2|at least 0.2|>= 0.2"),
+        (["aggregation.local_blocks=[classifier]"], "creamfl, which exchanges no weights"),
+    ],
+)
+def test_creamfl_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(ROOT / "configs" / "smoke" / "creamfl.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["algorithm={name: creamfl}"], "creamfl but model.kind = dual_encoder, .* set model.kind: joint"),
         (["algorithm={name: fedmvp}"], "fedmvp but model.kind = dual_encoder, .* set model.kind: joint"),
         (["objective={name: fedmvp}"], "objective.name = fedmvp but model.kind = dual_encoder"),
         (["completion={method: neighbour}"], "completion is set but model.kind = dual_encoder"),
