@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from fedhpc.report.noise import noise_sentences
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 FEW = 12  # clients that are listed by number
 
@@ -47,6 +49,7 @@ class Statement:
     mask_bytes: int = 0
     mask_seconds: float = 0.0
     recovery_seconds: float = 0.0
+    privacy: Mapping[str, Any] | None = None  # differential privacy, as results.json tells it
 
     @property
     def secure(self) -> bool:
@@ -64,6 +67,7 @@ def read_statement(folder: Path) -> Statement:
         raise ValueError(f"{folder} holds no finished run (results.json, config.yaml, ledger.jsonl); run it to its end")
     results, config = json.loads(files[0].read_text()), yaml.safe_load(files[1].read_text())
     statement = Statement(results["name"], config["aggregation"], results["ranks"], results["rounds"])
+    statement.privacy = results.get("privacy")
     for line in files[2].read_text().splitlines():
         for entry in json.loads(line)["entries"]:
             if "masked" not in entry:
@@ -129,11 +133,12 @@ def sentences(statement: Statement) -> Iterator[str]:
         )
     if not statement.reveals:
         yield "No client's own value was revealed."
+    yield from noise_sentences(statement.privacy)
     yield "Known to all besides: who took part in which exchange, which blocks each client contributes to, every sum."
+    rows = "no differential privacy was applied" if statement.privacy is None else "but for what epsilon bounds"
     yield (
         "Not hidden by masks: a rank's clients from that rank; what the sums and the final model themselves tell of "
-        "the training rows (no differential privacy was applied); what ranks that work together take off a sum. See "
-        "docs/security.md."
+        f"the training rows ({rows}); what ranks that work together take off a sum. See docs/security.md."
     )
 
 
