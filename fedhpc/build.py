@@ -13,16 +13,19 @@ from torch import nn
 import fedhpc
 from fedhpc.algorithms.objectives import build_loss
 from fedhpc.algorithms.registry import build_algorithm
-from fedhpc.client.client import derived_seed
+from fedhpc.client.client import derived_seed, num_steps
 from fedhpc.client.engine import ClientEngine, Engine
+from fedhpc.client.private_rows import RowGradients
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Ledger
+from fedhpc.comm.privacy import ClientGuard
 from fedhpc.comm.secure import Masks
 from fedhpc.comm.sums import Sums
 from fedhpc.completion.features import with_features
 from fedhpc.completion.parts import Ranks
 from fedhpc.config.algorithms import ON_PUBLIC_DATA, OWN_MODELS, POOLED
+from fedhpc.config.privacy import ClientPrivacyConfig, RecordPrivacyConfig
 from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
 from fedhpc.data.batches import BatchMaker
 from fedhpc.data.hdf5 import PackedFile
@@ -31,12 +34,14 @@ from fedhpc.data.select import data_spec, public_rows
 from fedhpc.data.tabular import num_columns
 from fedhpc.examples import Scorer, examples_of
 from fedhpc.federation.checkpoint import Checkpoints
-from fedhpc.federation.cohort import refuse_short_rounds
+from fedhpc.federation.cohort import cohort_size, refuse_short_rounds
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.rounds import Run
 from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
 from fedhpc.models.zoo import build_model, build_networks
 from fedhpc.population import Population, check_losses, populate
+from fedhpc.privacy.secret import noise_source
+from fedhpc.privacy.wiring import build_guard, build_spending
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN
 from fedhpc.runtime import Runtime
@@ -57,7 +62,6 @@ def build(
     algorithm: Algorithm = build_algorithm(config.algorithm)
     # --- the cluster
     collectives = Collectives(runtime.mesh, Ledger(), config.aggregation.bucket_mib << 20)
-    sums = build_sums(config, collectives)
     # --- who takes part
     spec = data_spec(packed, config)
     check_pixels(config, spec)
@@ -65,8 +69,18 @@ def build(
     ranks = Ranks(runtime.mesh.rank, runtime.mesh.world, lambda: collectives.all_ranks_sum(nothing))
     who = populate(config, packed, spec, device, ranks, own_dir)
     check_losses(algorithm, config.algorithm.name, [who.records[c] for c in who.trainers])
-    least = 1 if sums.masks is None else sums.masks.min_contributors
-    refuse_short_rounds(who.trainers, config.cohort, config.random_seed, config.rounds, least, sums.masks is not None)
+    trainers, cohort = who.trainers, cohort_size(config.cohort, len(who.trainers))
+    # --- what leaves a client, and how
+    source = None if config.privacy is None else noise_source(config, packed.checksum, fedhpc.__version__)
+    guard = build_guard(config, source, cohort)
+    sums = build_sums(config, collectives, guard)
+    rows = {c: len(who.records[c].rows.train) for c in trainers}
+    spending = build_spending(config, trainers, cohort, rows, {c: num_steps(config.fit, n) for c, n in rows.items()})
+    cohort_seed = config.random_seed
+    if isinstance(config.privacy, ClientPrivacyConfig) and config.privacy.amplification and source is not None:
+        cohort_seed = source.integer("cohorts")
+    least = max(1 if sums.masks is None else sums.masks.min_contributors, 1 if guard is None else guard.shares)
+    refuse_short_rounds(trainers, config.cohort, cohort_seed, config.rounds, least, sums.masks is not None)
     # --- the model and its data
     if who.holdings is not None:
         assert isinstance(config.model, FusionConfig)
@@ -74,6 +88,11 @@ def build(
         spec = replace(spec, fusion=replace(who.holdings.spec, columns=widths))
     local_blocks = [*config.aggregation.local_blocks, *(who.holdings.private if who.holdings is not None else ())]
     engines = build_engines(config, spec, runtime, local_blocks)
+    if source is not None and isinstance(config.privacy, RecordPrivacyConfig):
+        for engine in engines:
+            assert isinstance(engine, Engine), "checks refuse record-level privacy with sharding"
+            clip, noise = config.privacy.clip, config.privacy.noise_multiplier
+            engine.rows = RowGradients(engine.module, engine.loss, clip, noise, source)
     examples = examples_of(config, packed, who, sums, device, own_dir)
     maker = BatchMaker(examples.source(config), config.data, device, config.fit.channels_last)
     public: list[Batch] = []
@@ -85,7 +104,16 @@ def build(
     slot = Slot(engines, maker, who.records, config.random_seed, config.rounds, keep, stateful, examples.scorer)
     # --- what algorithms see
     fed = SlotFederation(
-        slot, collectives, sums, who.trainers, config.cohort, config.random_seed, stateful, algorithm.reveals, public
+        slot,
+        collectives,
+        sums,
+        trainers,
+        config.cohort,
+        config.random_seed,
+        stateful,
+        algorithm.reveals,
+        public,
+        cohort_seed,
     )
     # --- what people see
     reporter = build_reporter(config, who, examples.scorer, own_dir)
@@ -105,15 +133,18 @@ def build(
         {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
         runtime.must_stop,
         locate,
+        spending,
     )
     return run, who.sites, reporter.close
 
 
-def build_sums(config: RunConfig, collectives: Collectives) -> Sums:
-    """Plain, or masked."""
+def build_sums(config: RunConfig, collectives: Collectives, guard: ClientGuard | None = None) -> Sums:
+    """Plain, or masked; with noise, or without metrics, under privacy."""
     how = config.aggregation
-    masks = Masks(collectives, how.min_contributors, config.random_seed) if how.secure else None
-    return Sums(collectives, how.arithmetic, how.fraction_bits, how.ring_bits, masks)
+    least = how.min_contributors if guard is None else max(how.min_contributors, guard.shares)
+    masks = Masks(collectives, least, config.random_seed) if how.secure else None
+    withhold = config.privacy is not None
+    return Sums(collectives, how.arithmetic, how.fraction_bits, how.ring_bits, masks, guard, withhold)
 
 
 def build_engines(

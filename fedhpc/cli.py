@@ -45,6 +45,13 @@ def check(
 
     resolved = load_run(config, overrides, ranks, names=True)
     typer.echo(f"{config}: ok ({resolved.algorithm.name}, {resolved.rounds} rounds, {resolved.model.kind})")
+    if resolved.privacy is not None:
+        from fedhpc.federation.privacy_plan import privacy_plan
+
+        try:
+            typer.echo(privacy_plan(resolved))
+        except ValueError as error:
+            raise fail(str(error)) from error
     if left := not_checked(resolved):
         typer.echo(f"left to the start of the run: {', '.join(left)}")
 

@@ -21,6 +21,7 @@ from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.rounds import Run, run_rounds, summary
 from fedhpc.interfaces import ClientId
 from fedhpc.population import COMBINATION
+from fedhpc.privacy.wiring import privacy_results
 from fedhpc.process import Stop, settle
 from fedhpc.report.plots import draw
 from fedhpc.report.reporter import RunReporter
@@ -111,6 +112,7 @@ class RunTask:
                 "seconds": time.perf_counter() - started,
                 "versions": versions(),
                 "ranks": runtime.mesh.world,
+                "privacy": privacy_results(config, run.spending, run.fed.guard),
             }
         if isinstance(run.reporter, RunReporter):
             run.reporter.finish(results, run.fed.collectives.ledger.close_round(config.rounds))

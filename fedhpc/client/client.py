@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedhpc.client.engine import Engine, learning_rate_at
 from fedhpc.client.residence import OWN_MODEL, Residence
+from fedhpc.config.schema import FitConfig
 from fedhpc.data.batches import BatchMaker, batch_sizes
 from fedhpc.interfaces import (
     Batch,
@@ -165,9 +166,15 @@ class DataClient:
         self._engine.seed(seed)
         if batches is not None and budget is not None:
             raise ValueError("fit got batches and a budget; batches are gone through once, so leave the budget out")
-        if batches is None:
+        generator = torch.Generator().manual_seed(seed)
+        private = self._engine.rows
+        if private is not None:
+            self._refuse_unaccounted(batches, budget, objective, train)
+            steps = self.steps()
+            purpose = f"round {turn.round}, client {self.id}"
+            batches = private.batches(self._batch_maker, self._rows.train, config.batch_size, steps, purpose, generator)
+        elif batches is None:
             steps = self.steps(budget)
-            generator = torch.Generator().manual_seed(seed)
             batches = self._batch_maker.training(
                 self._rows.train, config.batch_size, steps * config.accumulate, config.drop_last, generator
             )
@@ -201,6 +208,14 @@ class DataClient:
         rate_sum = math.fsum(learning_rate(step) for step in range(done))
         return FitReport(loss, done, examples, time.perf_counter() - start, rate_sum)
 
+    def _refuse_unaccounted(self, *own: Any) -> None:
+        """Raises ValueError for a fit whose steps are not those that the accountant of row privacy counts."""
+        if self._turn.fits > 1 or any(value is not None for value in own):
+            raise ValueError(
+                "privacy.unit: record accounts for one fit a round, with the config's budget and objective; the "
+                "algorithm makes another"
+            )
+
     def respond(self, batch: Batch, output: str) -> Tensor:
         self._seed_step()
         return self._output(self._residence.respond(batch), output).detach()
@@ -231,13 +246,7 @@ class DataClient:
 
     def steps(self, budget: Budget | None = None) -> int:
         """Optimizer steps that a budget (the config's when not given) comes to for this client's rows."""
-        config = self._engine.config
-        budget = budget or Budget(config.steps, config.epochs)
-        if budget.steps is not None:
-            return budget.steps
-        assert budget.epochs is not None, "a budget has steps or epochs"
-        per_epoch = len(batch_sizes(self.num_examples, config.batch_size, config.drop_last))
-        return max(1, math.ceil(budget.epochs * per_epoch / config.accumulate))
+        return num_steps(self._engine.config, self.num_examples, budget)
 
     def batches(self, split: Split) -> Iterator[Batch]:
         return self._batch_maker.ordered(self._rows.of(split), self._engine.config.batch_size)
@@ -289,6 +298,16 @@ class DataClient:
                 if name in b
             )
         )
+
+
+def num_steps(config: FitConfig, num_examples: int, budget: Budget | None = None) -> int:
+    """Optimizer steps that a budget (the config's when not given) comes to for so many rows."""
+    budget = budget or Budget(config.steps, config.epochs)
+    if budget.steps is not None:
+        return budget.steps
+    assert budget.epochs is not None, "a budget has steps or epochs"
+    per_epoch = len(batch_sizes(num_examples, config.batch_size, config.drop_last))
+    return max(1, math.ceil(budget.epochs * per_epoch / config.accumulate))
 
 
 def owned_blocks(engine: Engine, modalities: frozenset[str]) -> frozenset[BlockName]:

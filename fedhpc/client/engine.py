@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedhpc.client.private_rows import RowGradients
 from fedhpc.config.schema import FitConfig, OptimizerConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
 from fedhpc.models.blocks import LOCAL, NORM_LAYERS, FlatModel
@@ -34,6 +35,7 @@ class ClientEngine(Protocol):
     device: torch.device
     config: FitConfig
     loss: Loss
+    rows: RowGradients | None  # makes the gradients of `fit` under record-level privacy
 
     @property
     def first_local(self) -> Blocks: ...
@@ -104,6 +106,7 @@ class Engine:
         self._stepper: torch.optim.Optimizer | None = None
         # The first one is slow: pay before the first round.
         self._last = self._optimizer(tuple(self.weights.blocks), False)
+        self.rows: RowGradients | None = None
 
     def seed(self, seed: int) -> None:
         """Start the generators that models draw from."""
@@ -161,9 +164,12 @@ class Engine:
             num_batches = steps = examples = 0
             for group in groups_of(batches, config.accumulate):
                 for batch in group:
-                    with self._autocast():
-                        loss = objective(self._run, batch)
-                    (loss if len(group) == 1 else loss / len(group)).backward()
+                    if self.rows is not None:
+                        loss = self.rows.backward(batch)
+                    else:
+                        with self._autocast():
+                            loss = objective(self._run, batch)
+                        (loss if len(group) == 1 else loss / len(group)).backward()
                     total += loss.detach()
                     examples += len(next(iter(batch.values())))
                 num_batches += len(group)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fedhpc.client.engine import build_optimizer, freeze_twin, groups_of, known_blocks, seed_generators
+from fedhpc.client.private_rows import RowGradients
 from fedhpc.client.zero_build import build_together, partition
 from fedhpc.client.zero_config import GroupOfSlot, deepspeed_config
 from fedhpc.client.zero_rows import Ranks, SplitModel, split_batch_norms
@@ -71,6 +72,7 @@ class ZeroEngine:
         self.device = device
         self.config = config
         self.loss = loss
+        self.rows: RowGradients | None = None  # refused with sharding
         self.first_local: Blocks = {}  # config.checks refuses local blocks
         self._build = build
         self._sharding = sharding

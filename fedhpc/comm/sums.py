@@ -15,6 +15,7 @@ from torch import Tensor
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.fixed_point import FixedPoint, as_float32, mean_into
 from fedhpc.comm.ledger import Entry, Operation
+from fedhpc.comm.privacy import ClientGuard
 from fedhpc.comm.secure import Contributors, Masks
 from fedhpc.interfaces import Block, Blocks, ClientId, Contribution, Reduced
 
@@ -72,6 +73,8 @@ class Sums:
 
     Args:
         masks: hide what a rank sends; then every contribution is given with its client.
+        guard: clips updates and adds noise to them; likewise.
+        withhold: metrics stay with the clients: they are not in weighted means.
     """
 
     def __init__(
@@ -81,10 +84,14 @@ class Sums:
         fraction_bits: int,
         ring_bits: int = 64,
         masks: Masks | None = None,
+        guard: ClientGuard | None = None,
+        withhold: bool = False,
     ) -> None:
-        assert masks is None or arithmetic == "fixed_point", "masks hide integers"
+        assert (masks is None and guard is None) or arithmetic == "fixed_point", "masks hide integers"
         self.collectives = collectives
         self.masks = masks
+        self.guard = guard
+        self.withhold = withhold or guard is not None
         self._arithmetic_name = arithmetic
         self._fraction_bits = fraction_bits
         self._ring_bits = ring_bits
@@ -117,6 +124,11 @@ class Sums:
         """everyone: the clients that may contribute, the same on every rank. lost: those of them whose contributions
         never arrive."""
         who = Contributors(everyone, ("the sum", *(f"block {name}" for name in like)), lost=lost)
+        if self.withhold:
+            metrics = ()
+        if self.guard is not None:
+            self.guard.open(like)
+            metrics, max_terms = self.guard.metrics, 2 * max_terms  # noise is a term of its own
         return WeightedMean(self, like, metrics, self.arithmetic(max_terms), device, operation, who)
 
     def buckets(self, total: Tensor, who: Contributors, entry: Entry) -> Iterator[Tensor]:
@@ -188,6 +200,7 @@ class WeightedMean:
         self._head, *parts = self._total[: self._size].split([len(self._scalars), *sizes])
         self._parts = dict(zip(like, parts, strict=True))
         self._who = who
+        self._guard = sums.guard
 
     def add(self, contribution: Contribution, client: ClientId | None = None) -> None:
         """client: whose it is; masks and lost clients need it.
@@ -195,6 +208,11 @@ class WeightedMean:
         Raises:
             ValueError: a negative weight, unknown blocks, or metrics other than the announced ones.
         """
+        if self._guard is not None:
+            assert client is not None, "noise is drawn for each client"
+            contribution = self._guard.clipped(contribution, client, self._like)
+        elif self._sums.withhold:
+            contribution = Contribution(contribution.blocks, contribution.weight)
         weight = as_float32(contribution.weight)
         if not weight >= 0:
             raise ValueError(f"a contribution has weight {contribution.weight}; weights are finite and at least 0")
@@ -215,6 +233,9 @@ class WeightedMean:
         for name, block in contribution.blocks.items():
             if block.layout.numel:  # a shard of a small block may be empty
                 self._arithmetic.add(self._parts[name], block.flat, weight, f"block {name}")
+                if self._guard is not None and client is not None:
+                    noise = self._guard.share(client, name, block).to(self._device)
+                    self._arithmetic.add(self._parts[name], noise, 1.0, f"noise on block {name}")
         self._scalars = [total + one for total, one in zip(self._scalars, encoded, strict=True)]
 
     def finish(self) -> Reduced:

@@ -25,6 +25,7 @@ from fedhpc.config.blocks import encoders, unmatched_local_blocks
 from fedhpc.config.checks_distillation import check_distillation, idle_in_distillation
 from fedhpc.config.checks_fusion import check_fusion, idle_in_fusion
 from fedhpc.config.checks_joint import check_joint, idle_in_joint
+from fedhpc.config.checks_privacy import check_privacy, idle_in_privacy
 from fedhpc.config.checks_robust import ROBUST_CHECKS
 from fedhpc.config.checks_secure import check_secure, idle_in_secure
 from fedhpc.config.draft import told
@@ -65,6 +66,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         check_joint(config),
         sharding_problems(config),
         check_secure(config),
+        check_privacy(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -130,6 +132,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
     idle_in_fusion(config, add)
     idle_in_joint(config, add)
     idle_in_secure(config, add)
+    idle_in_privacy(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")

@@ -26,6 +26,7 @@ from fedhpc.config.partition import GroupsPartition as GroupsPartition
 from fedhpc.config.partition import IidPartition as IidPartition
 from fedhpc.config.partition import Partition as Partition
 from fedhpc.config.partition import QuantityPartition as QuantityPartition
+from fedhpc.config.privacy import Privacy
 from fedhpc.config.section import Section
 
 Split = Literal["train", "val", "test"]
@@ -387,6 +388,8 @@ class RunConfig(Section):
     algorithm: AlgorithmConfig = Field(default_factory=lambda: FedAvgConfig(name="fedavg"))
     cohort: CohortConfig = Field(default_factory=CohortConfig)
     aggregation: AggregationConfig = Field(default_factory=AggregationConfig)
+    privacy: Privacy | None = Field(None, discriminator="unit")
+    """Differential privacy, of clients or of training rows (docs/privacy.md)."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
     sharding: ShardingConfig | None = None

@@ -131,6 +131,13 @@ class BatchMaker:
             made += len(sizes)
             yield from self._windows(order[: sum(sizes)], sizes, generator)
 
+    def drawn(self, parts: Sequence[Tensor], generator: torch.Generator) -> Iterator[Batch]:
+        """A training batch of each part (rows, int64 [n]); of no rows just an empty "row"."""
+        order = torch.cat(list(parts))
+        full = self._windows(order, [len(part) for part in parts if len(part)], generator)
+        for part in parts:
+            yield next(full) if len(part) else {"row": part}
+
     def ordered(self, rows: Tensor, batch_size: int) -> Iterator[Batch]:
         """All rows in order, no augmentation, the last batch may be smaller."""
         yield from self._windows(rows, batch_sizes(len(rows), batch_size, drop_last=False), None)

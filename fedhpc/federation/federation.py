@@ -4,6 +4,7 @@ returns."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedhpc.client.client import DataClient, derived_seed
 from fedhpc.client.slot import Slot
 from fedhpc.comm.collectives import Collectives
 from fedhpc.comm.ledger import Operation
+from fedhpc.comm.privacy import ClientGuard
 from fedhpc.comm.secure import Contributors
 from fedhpc.comm.sums import Sums, WeightedMean
 from fedhpc.config.schema import CohortConfig
@@ -28,6 +30,7 @@ class SlotFederation:
     Args:
         trainers: ids of the clients that train (all records may be evaluated).
         reveals: what the algorithm may gather.
+        cohort_seed: draws cohorts, in place of random_seed.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class SlotFederation:
         stateful: bool,
         reveals: frozenset[str],
         public: Sequence[Batch] = (),
+        cohort_seed: int | None = None,
     ) -> None:
         self.slot = slot
         self.collectives = collectives
@@ -53,6 +57,7 @@ class SlotFederation:
         self._sums = sums
         self._cohort_config = cohort
         self._random_seed = random_seed
+        self._cohort_seed = random_seed if cohort_seed is None else cohort_seed
         self._reveals = reveals
         num_slots = collectives.mesh.num_slots
         examples = {c: len(slot.records[c].rows.train) for c in trainers}
@@ -73,8 +78,10 @@ class SlotFederation:
         self.slot.begin(index)
         if self._sums.masks is not None:
             self._sums.masks.begin(index)
-        cohort = sample_cohort(self.clients, self._cohort_config, self._random_seed, index)
-        lost = dropped(cohort, self._cohort_config, self._random_seed, index)
+        if self._sums.guard is not None:
+            self._sums.guard.begin(index)
+        cohort = self.cohort_of(index)
+        lost = dropped(cohort, self._cohort_config, self._cohort_seed, index)
         dropout = self._cohort_config.dropout
         self._leaving = lost if dropout is not None and dropout.when == "after" else frozenset()
         self._gone = frozenset()
@@ -82,12 +89,18 @@ class SlotFederation:
         self._here = self._training.place(self.cohort)[self.collectives.mesh.slot]
         self._seconds = {}
 
+    def cohort_of(self, index: int) -> tuple[ClientId, ...]:
+        """The clients that a round begins with, before any is lost."""
+        return sample_cohort(self.clients, self._cohort_config, self._cohort_seed, index)
+
     def end(self, stop: bool) -> bool:
         """Share what each client cost, and whether any rank was asked to stop. Every rank calls this.
 
-        Under masks nobody learns what a client cost, which tells of its rows: placement then goes by their number."""
+        Under masks, and under differential privacy, nobody learns what a client cost, which tells of its rows:
+        placement then goes by their number."""
         mesh = self.collectives.mesh
-        shown = () if self._sums.masks is not None else tuple(enumerate(self.cohort))
+        hidden = self._sums.masks is not None or self._sums.withhold
+        shown = () if hidden else tuple(enumerate(self.cohort))
         table = self.collectives.all_rows(
             {i: torch.tensor(self._seconds.get(c, 0.0)) for i, c in shown if c in self._here},
             len(self.cohort) + mesh.world,
@@ -102,6 +115,11 @@ class SlotFederation:
         if shown:
             self._training.learn(self.cohort, table[: len(self.cohort)])
         return any(table[len(self.cohort) :])
+
+    @property
+    def guard(self) -> ClientGuard | None:
+        """What updates pass on their way into sums, under client-level differential privacy."""
+        return self._sums.guard
 
     def any_rank(self, mine: bool) -> bool:
         """Whether it holds on any rank. Every rank calls this, between rounds."""
@@ -125,7 +143,7 @@ class SlotFederation:
         mean = self._weighted_mean(like, metrics, "reduce")
         for _, contribution in self._turns(fn, inputs, mean.add):
             del contribution
-        reduced = mean.finish()
+        reduced = self._finish(mean)
         self._let_go()
         return reduced
 
@@ -134,11 +152,12 @@ class SlotFederation:
         self._expect(values, weights)
         for client in self._here:
             mean.add(Contribution(values[client], weights[client]), client)
-        reduced = mean.finish()
+        reduced = self._finish(mean)
         self._let_go()
         return reduced.mean
 
     def sum(self, values: PerClient[Tensor], *, shape: Sequence[int] = ()) -> Tensor:
+        self._refuse_plain("sum")
         self._expect(values)
         who = Contributors(self.cohort, ("the sum",), dict.fromkeys(self._here, (True,)), self._leaving)
         staying = [values[c] for c in self._here if c not in self._leaving]
@@ -152,6 +171,7 @@ class SlotFederation:
                 f"gather({what!r}) would show each client's own value to all, but the algorithm's reveals are "
                 f"{sorted(self._reveals) or 'empty'}; add {what!r} to `reveals`, or use sum"
             )
+        self._refuse_plain("gather")
         self._expect(values)
         self._let_go()
         rows = {self.cohort.index(client): values[client] for client in self._here}
@@ -231,6 +251,20 @@ class SlotFederation:
         return self._sums.weighted_mean(
             like, metrics, self._max_terms, self._device, operation, self.cohort, self._leaving
         )
+
+    def _finish(self, mean: WeightedMean) -> Reduced:
+        reduced, guard = mean.finish(), self._sums.guard
+        if guard is None:
+            return reduced
+        guard.learn(reduced.metrics)
+        return replace(reduced, metrics={})
+
+    def _refuse_plain(self, operation: str) -> None:
+        if self._sums.withhold:
+            raise ValueError(
+                f"an algorithm calls {operation}, whose values have neither clip nor noise: under `privacy` only "
+                "weighted means of updates may leave a client"
+            )
 
     def _let_go(self) -> None:
         """After an exchange: the cohort goes on without those that were lost in it."""

@@ -17,9 +17,12 @@ from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.interfaces import Algorithm, ClientId, Split
+from fedhpc.privacy.budget import BudgetSpent, Spending
 from fedhpc.runtime import Preempted
 
 __all__ = ["Preempted", "Reporter", "Run", "evaluate", "run_rounds", "summary"]
+
+PRIVACY = "privacy"  # in a checkpoint's loop.json
 
 
 class Reporter(Protocol):
@@ -47,6 +50,7 @@ class Run:
     loop_state: Mapping[str, Any]  # goes into every checkpoint
     must_stop: Callable[[float | None], bool]  # asked to stop, or no time for another round of this many seconds
     locate: Callable[[str], None]  # tells where we are, for errors
+    spending: Spending | None = None  # what rounds cost of differential privacy
 
 
 def run_rounds(run: Run) -> list[dict[str, float]]:
@@ -54,6 +58,7 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
 
     Raises:
         Preempted: a stop was requested and rounds are left.
+        BudgetSpent: the next round would pass privacy.epsilon; those until then are in a checkpoint.
     """
     config, fed, algorithm = run.config, run.fed, run.algorithm
     # 1. Start, or go on where the last checkpoint ends.
@@ -68,8 +73,9 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
         start = perf_counter()
         # 2. Who takes part, and where.
         fed.begin(index)
+        cost = _pay(run, index)
         # 3. The algorithm's round.
-        metrics = dict(algorithm.round(fed, index))
+        metrics = {**algorithm.round(fed, index), **cost}
         # 4. What clients cost, for the next placement; was any rank asked to stop?
         longest = max(longest, perf_counter() - begun)  # from one such point to the next: evaluation and checkpoint too
         begun = perf_counter()
@@ -80,7 +86,7 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
         if every and (index + 1) % every == 0 and not last:
             run.reporter.evaluation(index + 1, config.evaluation.split, evaluate(run, config.evaluation.split))
         if last or stop or (index + 1) % config.checkpoint.every == 0:
-            run.checkpoints.save(index + 1, algorithm.shared, algorithm.state_dict(), fed.slot.states, run.loop_state)
+            _save(run, index + 1)
         run.reporter.round(index, metrics, fed.collectives.ledger.close_round(index))
         if stop and not last:
             raise Preempted(f"asked to stop: a checkpoint of {index + 1} of {config.rounds} rounds is written")
@@ -89,6 +95,34 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
     per_client = evaluate(run, config.evaluation.final_split)
     run.reporter.evaluation(config.rounds, config.evaluation.final_split, per_client)
     return per_client
+
+
+def _pay(run: Run, index: int) -> dict[str, float]:
+    """Count what the round costs, before it is made; metrics that tell it."""
+    if run.spending is None:
+        return {}
+    guard = run.fed.guard
+    clip = {} if guard is None else {"clip": guard.clip}
+    try:
+        return {"epsilon": run.spending.begin(run.fed.cohort), **clip}
+    except BudgetSpent as error:
+        if index == 0:
+            raise BudgetSpent(f"{error}. Set a larger noise_multiplier, or a larger epsilon") from error
+        _save(run, index)
+        raise BudgetSpent(
+            f"{error}. A checkpoint of {index} of {run.config.rounds} rounds is written; resume it with rounds={index} "
+            "--accept-changes for its result, or with a larger epsilon for more rounds"
+        ) from error
+
+
+def _save(run: Run, rounds_done: int) -> None:
+    """A checkpoint. Every rank calls this."""
+    algorithm, loop = run.algorithm, dict(run.loop_state)
+    if run.spending is not None:
+        guard = run.fed.guard
+        clip = {} if guard is None else guard.state_dict()
+        loop[PRIVACY] = {"spent": run.spending.state_dict(), "guard": clip}
+    run.checkpoints.save(rounds_done, algorithm.shared, algorithm.state_dict(), run.fed.slot.states, loop)
 
 
 def evaluate(run: Run, split: Split) -> list[dict[str, float]]:
@@ -132,4 +166,13 @@ def _load(run: Run, path: Path) -> int:
         run.algorithm.shared[name].flat.copy_(block.flat)
     run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path, run.fed.initial))
     run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here(), run.fed.initial)
+    if run.spending is not None:
+        if PRIVACY not in loop:
+            raise ValueError(
+                f"{path} is of a run without privacy, whose rounds no noise covers; start anew with --fresh, or remove "
+                "the privacy section"
+            )
+        run.spending.load_state_dict(loop[PRIVACY]["spent"])
+        if run.fed.guard is not None:
+            run.fed.guard.load_state_dict(loop[PRIVACY]["guard"])
     return int(loop["rounds_done"])

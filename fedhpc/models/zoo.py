@@ -64,14 +64,16 @@ class CnnEncoder(nn.Module):
         self.conv1 = nn.Conv2d(spec.image_channels, first, 3)
         self.conv2 = nn.Conv2d(first, second, 3)
         self.linear = nn.Linear(second * rows * columns, self.width)
+        self.inplace = True  # as of nn.ReLU; hooks on layers cannot have it
 
     def features(self, images: Tensor) -> Tensor:
+        relu = torch.relu_ if self.inplace else torch.relu
         # ReLU after the maximum instead of before it: the same numbers and gradients, a quarter of the work.
-        x = torch.relu_(self.conv1(images))
-        x = torch.relu_(torch.max_pool2d(self.conv2(x), 2))
+        x = relu(self.conv1(images))
+        x = relu(torch.max_pool2d(self.conv2(x), 2))
         x = dropout(x, 0.25, self.training)
         # Features in the order height, width, channel: without a copy where memory is channels_last.
-        return torch.relu_(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+        return relu(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
     forward = features
 

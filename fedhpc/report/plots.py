@@ -10,7 +10,8 @@ from typing import Any
 
 
 def draw(folder: Path, shown: Sequence[str]) -> list[Path]:
-    """plots/loss.png, and one picture for each of `shown` that was evaluated: a line per client.
+    """plots/loss.png, epsilon.png where privacy was spent, and one picture for each of `shown` that was evaluated: a
+    line per client.
 
     Returns:
         The files written.
@@ -24,12 +25,13 @@ def draw(folder: Path, shown: Sequence[str]) -> list[Path]:
     target.mkdir(exist_ok=True)
     written = []
     rounds = _lines(folder / "metrics.jsonl")
-    losses = [(line["round"] + 1, line["loss"]) for line in rounds if line.get("loss") is not None]
-    if losses:
-        figure, axes = plt.subplots(figsize=(6, 4))
-        axes.plot(*zip(*losses, strict=True))
-        axes.set(xlabel="round", ylabel="mean training loss")
-        written.append(_save(figure, target / "loss.png"))
+    for name, label in {"loss": "mean training loss", "epsilon": "epsilon so far"}.items():
+        values = [(line["round"] + 1, line[name]) for line in rounds if line.get(name) is not None]
+        if values:
+            figure, axes = plt.subplots(figsize=(6, 4))
+            axes.plot(*zip(*values, strict=True))
+            axes.set(xlabel="round", ylabel=label)
+            written.append(_save(figure, target / f"{name}.png"))
     curves: dict[str, dict[tuple[str, str], list[tuple[int, float]]]] = {
         metric: defaultdict(list) for metric in shown if not metric.startswith("chance")
     }

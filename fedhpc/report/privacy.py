@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from fedhpc.report.noise import noise_sentences
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 FEW = 12  # clients that are listed by number
 
@@ -48,6 +50,7 @@ class Statement:
     mask_seconds: float = 0.0
     recovery_seconds: float = 0.0
     shard: int = 1  # ranks that host a client together
+    privacy: Mapping[str, Any] | None = None  # differential privacy, as results.json tells it
 
     @property
     def slots(self) -> int:
@@ -70,6 +73,7 @@ def read_statement(folder: Path) -> Statement:
     results, config = json.loads(files[0].read_text()), yaml.safe_load(files[1].read_text())
     statement = Statement(results["name"], config["aggregation"], results["ranks"], results["rounds"])
     statement.shard = config.get("mesh", {}).get("shard", 1)
+    statement.privacy = results.get("privacy")
     for line in files[2].read_text().splitlines():
         for entry in json.loads(line)["entries"]:
             if "masked" not in entry:
@@ -141,11 +145,12 @@ def sentences(statement: Statement) -> Iterator[str]:
         )
     if not statement.reveals:
         yield "No client's own value was revealed."
+    yield from noise_sentences(statement.privacy)
     yield "Known to all besides: who took part in which exchange, which blocks each client contributes to, every sum."
+    rows = "no differential privacy was applied" if statement.privacy is None else "but for what epsilon bounds"
     yield (
         "Not hidden by masks: a rank's clients from that rank; what the sums and the final model themselves tell of "
-        "the training rows (no differential privacy was applied); what ranks that work together take off a sum. See "
-        "docs/security.md."
+        f"the training rows ({rows}); what ranks that work together take off a sum. See docs/security.md."
     )
 
 

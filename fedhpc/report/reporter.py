@@ -83,6 +83,8 @@ class RunReporter:
             self._scalars.write("train", index, metrics)
             self._scalars.write("exchange", index, {"bytes": page["bytes"], "seconds": page["seconds"]})
         note = f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
+        if "epsilon" in metrics:
+            note = f"{note}  epsilon {metrics['epsilon']:.3f}".strip()
         if self._progress is not None:
             self._progress.update(self._task, completed=index + 1, note=note)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +43,10 @@ class ThreadCollectives(Collectives):
         parts = self._wire.swap(self.mesh.slot, tensor.clone())
         self.open_words += [p for rank, p in enumerate(parts) if rank != self.mesh.slot]
         return tensor.copy_(torch.stack(parts).sum(0, dtype=tensor.dtype))
+
+    def all_sum_buckets(self, flat: Tensor) -> Iterator[Tensor]:
+        for bucket in flat.split(self.bucket_numel(flat)):
+            yield self.all_sum(bucket)
 
     def sum_slices(self, bucket: Tensor) -> Tensor:
         parts = self._wire.swap(self.mesh.slot, bucket.clone())

@@ -1,0 +1,1 @@
+"""How much differential privacy a run has spent, and where its noise comes from."""
