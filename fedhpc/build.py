@@ -30,6 +30,8 @@ from fedhpc.data.public import public_batches
 from fedhpc.data.select import data_spec, public_rows
 from fedhpc.data.tabular import num_columns
 from fedhpc.examples import Scorer, examples_of
+from fedhpc.federation.aggregation import build_aggregation, refuse_small_rounds
+from fedhpc.federation.attack import build_attack
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.cohort import refuse_short_rounds
 from fedhpc.federation.federation import SlotFederation
@@ -67,6 +69,10 @@ def build(
     check_losses(algorithm, config.algorithm.name, [who.records[c] for c in who.trainers])
     least = 1 if sums.masks is None else sums.masks.min_contributors
     refuse_short_rounds(who.trainers, config.cohort, config.random_seed, config.rounds, least, sums.masks is not None)
+    robust = config.aggregation.robust
+    refuse_small_rounds(robust, who.trainers, config.cohort, config.random_seed, config.rounds)
+    aggregation = build_aggregation(config.aggregation, sums, config.random_seed)
+    attack = build_attack(config.attack, who.trainers, config.random_seed)
     # --- the model and its data
     if who.holdings is not None:
         assert isinstance(config.model, FusionConfig)
@@ -81,11 +87,22 @@ def build(
         public = public_batches(packed, config, spec, public_rows(packed, config), device)
         public = with_features(engines[0], public, config)
     keep = keeps_optimizer(config)
-    stateful = algorithm.stateful or keep or bool(local_blocks)
+    owing = aggregation is not None and aggregation.keeps_residuals
+    stateful = algorithm.stateful or keep or bool(local_blocks) or owing
     slot = Slot(engines, maker, who.records, config.random_seed, config.rounds, keep, stateful, examples.scorer)
     # --- what algorithms see
     fed = SlotFederation(
-        slot, collectives, sums, who.trainers, config.cohort, config.random_seed, stateful, algorithm.reveals, public
+        slot,
+        collectives,
+        sums,
+        who.trainers,
+        config.cohort,
+        config.random_seed,
+        stateful,
+        algorithm.reveals,
+        public,
+        aggregation,
+        attack,
     )
     # --- what people see
     reporter = build_reporter(config, who, examples.scorer, own_dir)

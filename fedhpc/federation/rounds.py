@@ -80,7 +80,8 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
         if every and (index + 1) % every == 0 and not last:
             run.reporter.evaluation(index + 1, config.evaluation.split, evaluate(run, config.evaluation.split))
         if last or stop or (index + 1) % config.checkpoint.every == 0:
-            run.checkpoints.save(index + 1, algorithm.shared, algorithm.state_dict(), fed.slot.states, run.loop_state)
+            kept = {**algorithm.state_dict(), **fed.state_dict()}
+            run.checkpoints.save(index + 1, algorithm.shared, kept, fed.slot.states, run.loop_state)
         run.reporter.round(index, metrics, fed.collectives.ledger.close_round(index))
         if stop and not last:
             raise Preempted(f"asked to stop: a checkpoint of {index + 1} of {config.rounds} rounds is written")
@@ -113,6 +114,12 @@ def summary(run: Run, per_client: Sequence[Mapping[str, float]]) -> dict[str, di
     return summarise(rows, run.metric_names)
 
 
+def own_state(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The algorithm's part of what a checkpoint keeps beside shared blocks; the federation's keys begin with
+    fedhpc/."""
+    return {key: value for key, value in kept.items() if not key.startswith("fedhpc/")}
+
+
 def _resume(run: Run) -> int:
     """Rounds done according to the newest checkpoint, whose state is now loaded; 0 without one."""
     path = run.checkpoints.latest()
@@ -130,6 +137,8 @@ def _load(run: Run, path: Path) -> int:
     loop = run.checkpoints.load_loop(path)
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)
-    run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path, run.fed.initial))
+    kept = run.checkpoints.load_algorithm(path, run.fed.initial)
+    run.fed.load_state_dict(kept)
+    run.algorithm.load_state_dict(own_state(kept))
     run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here(), run.fed.initial)
     return int(loop["rounds_done"])
