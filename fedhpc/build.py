@@ -33,6 +33,8 @@ from fedhpc.data.public import public_batches
 from fedhpc.data.select import data_spec, public_rows
 from fedhpc.data.tabular import num_columns
 from fedhpc.examples import Scorer, examples_of
+from fedhpc.federation.aggregation import build_aggregation, refuse_small_rounds
+from fedhpc.federation.attack import build_attack
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.cohort import cohort_size, refuse_short_rounds
 from fedhpc.federation.federation import SlotFederation
@@ -81,6 +83,10 @@ def build(
         cohort_seed = source.integer("cohorts")
     least = max(1 if sums.masks is None else sums.masks.min_contributors, 1 if guard is None else guard.shares)
     refuse_short_rounds(trainers, config.cohort, cohort_seed, config.rounds, least, sums.masks is not None)
+    robust = config.aggregation.robust
+    refuse_small_rounds(robust, trainers, config.cohort, cohort_seed, config.rounds)
+    aggregation = build_aggregation(config.aggregation, sums, config.random_seed)
+    attack = build_attack(config.attack, trainers, config.random_seed)
     # --- the model and its data
     if who.holdings is not None:
         assert isinstance(config.model, FusionConfig)
@@ -100,7 +106,8 @@ def build(
         public = public_batches(packed, config, spec, public_rows(packed, config), device)
         public = with_features(engines[0], public, config)
     keep = keeps_optimizer(config)
-    stateful = algorithm.stateful or keep or bool(local_blocks)
+    owing = aggregation is not None and aggregation.keeps_residuals
+    stateful = algorithm.stateful or keep or bool(local_blocks) or owing
     slot = Slot(engines, maker, who.records, config.random_seed, config.rounds, keep, stateful, examples.scorer)
     # --- what algorithms see
     fed = SlotFederation(
@@ -114,6 +121,8 @@ def build(
         algorithm.reveals,
         public,
         cohort_seed,
+        aggregation,
+        attack,
     )
     # --- what people see
     reporter = build_reporter(config, who, examples.scorer, own_dir)

@@ -163,6 +163,15 @@ def plan(
         typer.echo(line)
     if resolved.aggregation.secure:
         typer.echo("What masks cost (aggregation.secure) is not in these numbers; see docs/security.md.")
+    if resolved.aggregation.robust is not None:
+        typer.echo(
+            "Bytes and seconds of exchanges are those of a plain sum, not of aggregation.robust; see docs/robust.md."
+        )
+    if resolved.aggregation.compression is not None:
+        typer.echo(
+            "Bytes and seconds of exchanges are those of a plain sum, not of aggregation.compression; see "
+            "docs/compression.md."
+        )
 
 
 def _tell_memory(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from fedhpc.comm.sums import Sums
 from fedhpc.completion.reader import JointReader
+from fedhpc.config.byzantine import LabelFlipAttack
 from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, FusionConfig, JointConfig, RunConfig
+from fedhpc.data.attack import attackers, flip_labels
 from fedhpc.data.batches import Source
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.noise import FILE as NOISY_LABELS
 from fedhpc.data.noise import noisy_labels, write_noise
-from fedhpc.data.partition import ClientRows
 from fedhpc.data.select import label_column, match_groups
 from fedhpc.federation.evaluate import ClassificationScorer, JointScorer, RetrievalScorer
 from fedhpc.federation.modalities import fusion_columns
@@ -63,7 +63,8 @@ def examples_of(
     if isinstance(model, ClassifierConfig):
         column = f"label/{label_column(packed, config)}"
         scorer = ClassificationScorer(torch.from_numpy(packed.read(column)).long())
-        given = {} if config.noise is None else {"label": trained_labels(config, packed, population.dealt, run_dir)}
+        wrong = config.noise is not None or isinstance(config.attack, LabelFlipAttack)
+        given = {"label": trained_labels(config, packed, population, run_dir)} if wrong else {}
         return Examples(scorer, {"image": "image", "label": column}, packed, given)
     assert isinstance(model, DualEncoderConfig)
     group = torch.from_numpy(match_groups(packed, config.evaluation.match))
@@ -91,12 +92,17 @@ def _of_modalities(
     return Examples(ClassificationScorer(label, patients, config.evaluation.num_resamples), columns, packed, given)
 
 
-def trained_labels(config: RunConfig, packed: PackedFile, dealt: Sequence[ClientRows], run_dir: Path | None) -> Tensor:
-    """data.label with config.noise in the clients' training rows, int32 [rows of the file]; run_dir gets a list."""
-    assert config.noise is not None
-    column = label_column(packed, config)
+def trained_labels(config: RunConfig, packed: PackedFile, population: Population, run_dir: Path | None) -> Tensor:
+    """data.label with config.noise in the clients' training rows, and flipped in those of attackers that do so: int32
+    [rows of the file]; run_dir gets a list."""
+    dealt, column = population.dealt, label_column(packed, config)
     labels, classes = packed.read(f"label/{column}"), packed.label_classes[column]
-    noisy = noisy_labels(config.noise, labels, classes, dealt, config.random_seed)
+    noisy = labels
+    if config.noise is not None:
+        noisy = noisy_labels(config.noise, labels, classes, dealt, config.random_seed)
+    if isinstance(config.attack, LabelFlipAttack):
+        who = attackers(config.attack, population.trainers, config.random_seed)
+        noisy = flip_labels(noisy, len(classes), dealt, who)
     if run_dir is not None:
         write_noise(run_dir / NOISY_LABELS, labels, noisy, classes, dealt)
     return torch.from_numpy(noisy)

@@ -14,6 +14,7 @@ from typing import Any
 from fedhpc.build import build, versions
 from fedhpc.comm.collectives import RankLost
 from fedhpc.config.schema import FusionConfig, RunConfig
+from fedhpc.data.attack import attackers
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.federation.digest import final_sha256
@@ -114,6 +115,9 @@ class RunTask:
                 "ranks": runtime.mesh.world,
                 "privacy": privacy_results(config, run.spending, run.fed.guard),
             }
+            if config.attack is not None:  # no such run is to be taken for a real one
+                who = attackers(config.attack, run.fed.clients, config.random_seed)
+                results["attack"] = {"kind": config.attack.kind, "clients": sorted(who)}
         if isinstance(run.reporter, RunReporter):
             run.reporter.finish(results, run.fed.collectives.ledger.close_round(config.rounds))
             if config.report.plots:

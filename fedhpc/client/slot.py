@@ -61,6 +61,10 @@ class Slot:
         self._states.clear()
         self._states.update(states)
 
+    def state(self, client: ClientId) -> ClientState:
+        """What one client keeps, for who adds to it in its turn."""
+        return self._states.setdefault(client, {})
+
     def residence(self, client: ClientId) -> Residence:
         """Where a client has its turns."""
         return self.residences[client % len(self.residences)]
@@ -77,7 +81,7 @@ class Slot:
             self.records[client],
             self.residence(client),
             self._batch_maker,
-            self._states.setdefault(client, {}),
+            self.state(client),
             turn,
             self._keep_optimizer,
             self._pools,

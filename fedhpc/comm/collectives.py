@@ -132,6 +132,44 @@ class Collectives:
         except RuntimeError as error:
             raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
 
+    def swap_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """The own columns of all slots' rows, in the order of slots: [sum(counts), width / num_slots] from this slot's
+        rows [counts[slot], width]. A slot is sent only what belongs to it."""
+        slots, (here, width) = self.mesh.num_slots, rows.shape
+        assert here == counts[self.mesh.slot] and width % slots == 0, (rows.shape, counts)
+        if self.mesh.group is None:
+            return rows
+        sent = rows.view(here, slots, width // slots).transpose(0, 1).contiguous().view(slots * here, -1)
+        received = sent.new_empty(sum(counts), width // slots)
+        try:
+            dist.all_to_all_single(received, sent, list(counts), [here] * slots, group=self.mesh.group)
+        except RuntimeError as error:
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+        return received
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """All slots' rows in the order of slots: [sum(counts), width] from this slot's [counts[slot], width]. Each slot
+        sends as many rows as the fullest one has."""
+        if self.mesh.group is None:
+            return rows
+        sent = rows.new_zeros(max(counts), rows.shape[1])
+        sent[: len(rows)] = rows
+        received = sent.new_empty(self.mesh.num_slots * max(counts), rows.shape[1])
+        try:
+            dist.all_gather_into_tensor(received, sent, group=self.mesh.group)
+        except RuntimeError as error:
+            raise RankLost(f"a collective over {self.mesh.world} ranks failed: {error}") from error
+        tables = received.split(max(counts))
+        return torch.cat([table[:count] for table, count in zip(tables, counts, strict=True)])
+
+    def join(self, own: Tensor) -> Tensor:
+        """Every slot's slice [n], end to end: [num_slots * n]."""
+        if self.mesh.group is None:
+            return own
+        whole = own.new_empty(self.mesh.num_slots * own.numel())
+        self.join_slices(whole, own)
+        return whole
+
     @property
     def granule(self) -> int:
         """Buckets are multiples of this many elements: a slice for each slot that begins at a whole block of cipher."""

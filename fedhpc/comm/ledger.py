@@ -21,13 +21,17 @@ class Entry:
     what: str  # names of the blocks, or of the value
     num_bytes: int  # handed to collectives by this rank
     seconds: float  # from hand-over to result, waiting for slower ranks included
-    revealed: tuple[str, ...] = ()  # names of per-client values that all ranks saw
+    # Names of per-client values that all ranks saw; of `update` each rank saw some coordinates, or all.
+    revealed: tuple[str, ...] = ()
     by: tuple[ClientId, ...] = ()  # whose values went in, or were shown
     lost: tuple[ClientId, ...] = ()  # clients that were gone before their values were sent
     masked: bool = False
     mask_bytes: int = 0  # keys and shares, handed to collectives by this rank besides num_bytes
     mask_seconds: float = 0.0  # part of `seconds` that went into keys, shares and masks
     recovery_seconds: float = 0.0  # part of `mask_seconds` that lost clients cost: their keys, and masks against them
+    kept: tuple[ClientId, ...] = ()  # whose updates a robust rule chose, of rules that choose
+    exact_bytes: int = 0  # of a compressed exchange: what the exact sum would have handed over
+    error: float | None = None  # of a compressed exchange: |sent - update| / |update|, mean over clients
 
 
 class Ledger:

@@ -28,6 +28,7 @@ from fedhpc.config.checks_joint import check_joint, idle_in_joint
 from fedhpc.config.checks_privacy import check_privacy, idle_in_privacy
 from fedhpc.config.checks_robust import ROBUST_CHECKS
 from fedhpc.config.checks_secure import check_secure, idle_in_secure
+from fedhpc.config.checks_updates import check_updates, idle_beside_updates
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
@@ -67,6 +68,7 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
         sharding_problems(config),
         check_secure(config),
         check_privacy(config),
+        check_updates(config),
     ]
     if world_size is not None:
         parts.append(_ranks(config, world_size))
@@ -133,6 +135,7 @@ def _idle_elsewhere(config: RunConfig, add: Add) -> None:
     idle_in_joint(config, add)
     idle_in_secure(config, add)
     idle_in_privacy(config, add)
+    idle_beside_updates(config, add)
     if isinstance(model, ClassifierConfig):
         add("data", "max_tokens", "with model.kind: classifier, which reads no text")
         add("evaluation", "match", "with model.kind: classifier, which retrieves nothing")

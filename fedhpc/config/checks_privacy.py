@@ -40,6 +40,7 @@ WHY_NOT = {
     "fedmvp": "which sums Gram matrices to weigh clients by (CKA), whose norms no clip bounds",
     "moon": "whose objective is not the loss of one row under one model",
     "centralised": "where one client holds all rows: there is no other to hide it among",
+    "creamfl": "which shares sums of representations, whose weights of exponentiated scores no clip bounds",
     "local": "which exchanges no weights",
 }
 
@@ -79,6 +80,12 @@ def _client_level(config: RunConfig, privacy: ClientPrivacyConfig) -> Iterator[s
             "privacy.unit = client with aggregation.arithmetic = float32: noise is added to exact sums only; set "
             "arithmetic: fixed_point"
         )
+    for key in ("robust", "compression"):
+        if getattr(config.aggregation, key) is not None:
+            yield (
+                f"privacy.unit = client with aggregation.{key}, which reads updates one by one: the noise of one "
+                f"client's share covers no single update; set aggregation.{key}: null, or privacy.unit: record"
+            )
     clients, cohort = known_clients(config), config.cohort
     size = _cohort_size(config, clients)
     if (

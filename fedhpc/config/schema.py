@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedhpc.config.algorithms import AlgorithmConfig, FedAvgConfig
+from fedhpc.config.byzantine import Attack, RobustRule
 from fedhpc.config.completion import CompletionConfig
+from fedhpc.config.compression import CompressionConfig
 from fedhpc.config.encoder import EncoderConfig as EncoderConfig
 from fedhpc.config.fusion import FusionConfig as FusionConfig
 from fedhpc.config.fusion import ModalitiesConfig
@@ -287,6 +289,10 @@ class AggregationConfig(Section):
     """Under `secure`: a sum that fewer clients put something into is refused."""
     bucket_mib: int = Field(256, ge=1)
     """Contributions travel in buckets of this size."""
+    robust: RobustRule | None = Field(None, discriminator="rule")
+    """In place of the weighted mean: a rule that bears clients that send what they should not (docs/robust.md)."""
+    compression: CompressionConfig | None = Field(None, discriminator="kind")
+    """Updates cross in fewer bytes, one by one (docs/compression.md)."""
     local_blocks: list[str] = Field(default_factory=list)
     """What stays at its client and is never exchanged: ``batch_norm`` or ``norm`` for all layers of that kind (FedBN:
     Li et al. 2021), or shell patterns over names of tensors and blocks (``head/*``)."""
@@ -372,6 +378,8 @@ class RunConfig(Section):
     partition: Partition
     noise: Noise | None = Field(None, discriminator="kind")
     """Wrong training labels, on purpose. Validation and test labels stay as they are."""
+    attack: Attack | None = Field(None, discriminator="kind")
+    """FOR STUDIES: some clients send what they should not, on purpose (docs/robust.md)."""
     missing: MissingConfig | None = None
     """Training rows that lose a modality, on purpose (docs/fedmvp.md). Models that need both leave them out."""
     completion: CompletionConfig | None = Field(None, discriminator="method")

@@ -14,6 +14,7 @@ import numpy as np
 from fedhpc.config.algorithms import POOLED, AflConfig, FedDRAConfig, LocalConfig, QfflConfig
 from fedhpc.config.blocks import encoders, open_local_blocks
 from fedhpc.config.checks_robust import lonely_cohort, trim_problem
+from fedhpc.config.checks_updates import too_few_clients
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.schema import (
     ClassifierConfig,
@@ -216,6 +217,7 @@ def _cohort(config: RunConfig, clients: int, packed: PackedFile) -> Iterator[str
     yield from trim_problem(config, clients, f"{packed.path} makes")
     if size is None:  # else said without the file
         yield from lonely_cohort(config, clients)
+        yield from too_few_clients(config, clients)
 
 
 def _losses(config: RunConfig, trainers: Sequence[Holder], partition: ColumnPartition) -> Iterator[str]:

@@ -22,6 +22,7 @@ from fedhpc.data.hdf5 import PackedFile
 from fedhpc.data.packers.phantom import ensure_phantom
 from fedhpc.data.select import client_rows, data_spec, unseen_clients
 from fedhpc.federation.checkpoint import Checkpoints, load_blocks
+from fedhpc.federation.rounds import own_state
 from fedhpc.interfaces import Algorithm, Block, Blocks, ClientId, ClientState, DataSpec
 from fedhpc.models.blocks import FlatModel
 from fedhpc.models.zoo import build_model, build_networks
@@ -289,7 +290,7 @@ class _Weights:
         algorithm.setup(standing)
         for name, block in load_blocks(self.path, algorithm.shared).items():
             algorithm.shared[name].flat.copy_(block.flat)
-        algorithm.load_state_dict(self.checkpoints.load_algorithm(self.path, self.model.shared))
+        algorithm.load_state_dict(own_state(self.checkpoints.load_algorithm(self.path, self.model.shared)))
         return algorithm
 
     def _own(self, algorithm: Algorithm, client: ClientId) -> tuple[dict[str, Block], str, list[str]]:

@@ -3,7 +3,7 @@ returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -18,7 +18,10 @@ from fedhpc.comm.ledger import Operation
 from fedhpc.comm.privacy import ClientGuard
 from fedhpc.comm.secure import Contributors
 from fedhpc.comm.sums import Sums, WeightedMean
+from fedhpc.comm.updates import Posting, UpdateExchange
 from fedhpc.config.schema import CohortConfig
+from fedhpc.federation.aggregation import UpdateAggregation
+from fedhpc.federation.attack import UpdateAttack
 from fedhpc.federation.cohort import cohort_size, dropped, sample_cohort
 from fedhpc.federation.placement import Placement
 from fedhpc.interfaces import Batch, Blocks, ClientId, Contribution, PerClient, R, Reduced
@@ -31,6 +34,8 @@ class SlotFederation:
         trainers: ids of the clients that train (all records may be evaluated).
         reveals: what the algorithm may gather.
         cohort_seed: draws cohorts, in place of random_seed.
+        aggregation: how `reduce` puts updates together, where it is no sum.
+        attack: for studies: what some clients send in their place.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class SlotFederation:
         reveals: frozenset[str],
         public: Sequence[Batch] = (),
         cohort_seed: int | None = None,
+        aggregation: UpdateAggregation | None = None,
+        attack: UpdateAttack | None = None,
     ) -> None:
         self.slot = slot
         self.collectives = collectives
@@ -59,6 +66,8 @@ class SlotFederation:
         self._random_seed = random_seed
         self._cohort_seed = random_seed if cohort_seed is None else cohort_seed
         self._reveals = reveals
+        self._aggregation = aggregation
+        self._attack = attack
         num_slots = collectives.mesh.num_slots
         examples = {c: len(slot.records[c].rows.train) for c in trainers}
         self._training = Placement(examples, num_slots, stateful)
@@ -67,6 +76,7 @@ class SlotFederation:
         self._at_home = frozenset(trainers) if stateful else frozenset()
         self._evaluation_places = Placement(everyone, num_slots, stateful=True)
         self._max_terms = cohort_size(cohort, len(trainers))
+        self._placed: list[list[ClientId]] = []  # the cohort, slot by slot
         self._here: list[ClientId] = []
         self._leaving: frozenset[ClientId] = frozenset()  # lost in this round's first exchange
         self._gone: frozenset[ClientId] = frozenset()  # lost in it already
@@ -86,7 +96,8 @@ class SlotFederation:
         self._leaving = lost if dropout is not None and dropout.when == "after" else frozenset()
         self._gone = frozenset()
         self.cohort = tuple(c for c in cohort if c not in lost or c in self._leaving)
-        self._here = self._training.place(self.cohort)[self.collectives.mesh.slot]
+        self._placed = self._training.place(self.cohort)
+        self._here = self._placed[self.collectives.mesh.slot]
         self._seconds = {}
 
     def cohort_of(self, index: int) -> tuple[ClientId, ...]:
@@ -140,11 +151,19 @@ class SlotFederation:
     def reduce(
         self, fn: Callable[..., Contribution], *inputs: PerClient[Any], like: Blocks, metrics: Sequence[str] = ()
     ) -> Reduced:
-        mean = self._weighted_mean(like, metrics, "reduce")
-        for _, contribution in self._turns(fn, inputs, mean.add):
+        exchange = self._exchange(like, metrics)
+
+        def send(contribution: Contribution, client: ClientId) -> None:
+            if self._attack is not None:
+                contribution = self._attack.sent(contribution, client, self.slot.round)
+            exchange.add(contribution, client)
+
+        for _, contribution in self._turns(fn, inputs, send):
             del contribution
-        reduced = self._finish(mean)
+        reduced = self._finish(exchange) if isinstance(exchange, WeightedMean) else exchange.finish()
         self._let_go()
+        if self._aggregation is not None:
+            self._aggregation.learn(reduced.mean)
         return reduced
 
     def mean(self, values: PerClient[Blocks], weights: PerClient[float], *, like: Blocks) -> Blocks:
@@ -242,6 +261,16 @@ class SlotFederation:
             rows[client_id] = torch.tensor([metrics[n] for n in names], dtype=torch.float64)
         return rows
 
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """What `reduce` needs of earlier rounds; identical on every rank."""
+        return {} if self._aggregation is None else self._aggregation.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """state: of `state_dict`, or more."""
+        if self._aggregation is not None:
+            self._aggregation.load_state_dict(state, self._device)
+
     # ------------------------------------------------------------------------------------------------- helpers
     @property
     def _device(self) -> torch.device:
@@ -266,9 +295,18 @@ class SlotFederation:
                 "weighted means of updates may leave a client"
             )
 
+    def _exchange(self, like: Blocks, metrics: Sequence[str]) -> WeightedMean | UpdateExchange:
+        if self._aggregation is None:
+            return self._weighted_mean(like, metrics, "reduce")
+        posting = Posting(self._placed, self._leaving)
+        return self._aggregation.exchange(
+            like, metrics, self._max_terms, self._device, "reduce", posting, self.slot.state, self.slot.round
+        )
+
     def _let_go(self) -> None:
         """After an exchange: the cohort goes on without those that were lost in it."""
         self._gone |= self._leaving
+        self._placed = [[c for c in here if c not in self._leaving] for here in self._placed]
         self.cohort = tuple(c for c in self.cohort if c not in self._leaving)
         self._here = [c for c in self._here if c not in self._leaving]
         self._leaving = frozenset()

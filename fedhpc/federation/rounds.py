@@ -122,7 +122,8 @@ def _save(run: Run, rounds_done: int) -> None:
         guard = run.fed.guard
         clip = {} if guard is None else guard.state_dict()
         loop[PRIVACY] = {"spent": run.spending.state_dict(), "guard": clip}
-    run.checkpoints.save(rounds_done, algorithm.shared, algorithm.state_dict(), run.fed.slot.states, loop)
+    kept = {**algorithm.state_dict(), **run.fed.state_dict()}
+    run.checkpoints.save(rounds_done, algorithm.shared, kept, run.fed.slot.states, loop)
 
 
 def evaluate(run: Run, split: Split) -> list[dict[str, float]]:
@@ -147,6 +148,12 @@ def summary(run: Run, per_client: Sequence[Mapping[str, float]]) -> dict[str, di
     return summarise(rows, run.metric_names)
 
 
+def own_state(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The algorithm's part of what a checkpoint keeps beside shared blocks; the federation's keys begin with
+    fedhpc/."""
+    return {key: value for key, value in kept.items() if not key.startswith("fedhpc/")}
+
+
 def _resume(run: Run) -> int:
     """Rounds done according to the newest checkpoint, whose state is now loaded; 0 without one."""
     path = run.checkpoints.latest()
@@ -164,7 +171,9 @@ def _load(run: Run, path: Path) -> int:
     loop = run.checkpoints.load_loop(path)
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)
-    run.algorithm.load_state_dict(run.checkpoints.load_algorithm(path, run.fed.initial))
+    kept = run.checkpoints.load_algorithm(path, run.fed.initial)
+    run.fed.load_state_dict(kept)
+    run.algorithm.load_state_dict(own_state(kept))
     run.fed.slot.states = run.checkpoints.load_states(path, run.fed.clients_living_here(), run.fed.initial)
     if run.spending is not None:
         if PRIVACY not in loop:

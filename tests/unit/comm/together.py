@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,17 @@ class ThreadCollectives(Collectives):
         own = [p.view(self.mesh.num_slots, -1)[self.mesh.slot] for p in parts]
         self.sealed_words += [p for rank, p in enumerate(own) if rank != self.mesh.slot]
         return torch.stack(own).sum(0, dtype=bucket.dtype)
+
+    def swap_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        width = rows.shape[1] // self.mesh.world
+        parts = self._wire.swap(self.mesh.rank, rows.clone())
+        return torch.cat([p[:, self.mesh.rank * width : (self.mesh.rank + 1) * width] for p in parts])
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        return torch.cat(self._wire.swap(self.mesh.rank, rows.clone()))
+
+    def join(self, own: Tensor) -> Tensor:
+        return torch.cat(self._wire.swap(self.mesh.rank, own.clone()))
 
     def join_slices(self, bucket: Tensor, own: Tensor) -> None:
         bucket.copy_(torch.cat(self._wire.swap(self.mesh.slot, own.clone())))

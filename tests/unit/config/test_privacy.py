@@ -30,6 +30,8 @@ def test_both_units_are_accepted(load: Load) -> None:
     [
         (["algorithm.weight=examples"], "algorithm.weight = examples: a client's weight would tell of its rows"),
         (["aggregation.arithmetic=float32"], "noise is added to exact sums only; set arithmetic: fixed_point"),
+        (["aggregation.robust={rule: median}"], "privacy.unit = client with aggregation.robust, which reads updates"),
+        (["aggregation.compression={kind: bf16}"], "privacy.unit = client with aggregation.compression, which reads"),
         (["mesh.shard=2"], "privacy.unit = client with sharded clients"),
         (["privacy.delta=0.25"], "privacy.delta = 0.25 with 4 clients: publishing one of them in the clear has"),
         (["cohort.dropout={probability: 0.1, when: after}"], "cohort.dropout without privacy.noise_shares"),

@@ -89,3 +89,15 @@ def test_the_command_prints_it_and_takes_no_metric(tmp_path: Path) -> None:
     assert "run: summed over clients" in shown.output and "Sums were NOT masked" in shown.output
     assert CliRunner().invoke(app, ["report", run, "--privacy", "--metric", "R@1"]).exit_code == 2
     assert CliRunner().invoke(app, ["report", str(tmp_path), "--privacy"]).exit_code == 2
+
+
+def test_updates_that_were_compared_or_rounded_are_told(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run", [entry("reduce", "net", revealed=["update"])], secure=False)
+    config = {"aggregation": {"secure": False, "ring_bits": 64, "min_contributors": 3, "robust": {"rule": "median"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = page(folder)
+    assert "own update reached other ranks, as it is (aggregation.robust)" in text
+    assert "No client's own value" not in text
+    config["aggregation"]["robust"] = None
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "own update reached other ranks, rounded (aggregation.compression)" in page(folder)
