@@ -30,7 +30,6 @@ def test_both_units_are_accepted(load: Load) -> None:
     [
         (["algorithm.weight=examples"], "algorithm.weight = examples: a client's weight would tell of its rows"),
         (["aggregation.arithmetic=float32"], "noise is added to exact sums only; set arithmetic: fixed_point"),
-        (["aggregation.robust={rule: median}"], "privacy.unit = client with aggregation.robust, which reads updates"),
         (["aggregation.compression={kind: bf16}"], "privacy.unit = client with aggregation.compression, which reads"),
         (["mesh.shard=2"], "privacy.unit = client with sharded clients"),
         (["privacy.delta=0.25"], "privacy.delta = 0.25 with 4 clients: publishing one of them in the clear has"),
@@ -71,6 +70,11 @@ def test_record_level_against_the_rest(load: Load, problems: Problems, overrides
 def test_a_contrastive_loss_has_no_gradient_of_one_row(problems: Problems) -> None:
     (line,) = problems(RECORD[0])
     assert "A contrastive loss compares the rows of a batch with each other" in line
+
+
+def test_robust_rules_read_updates_one_by_one(problems: Problems) -> None:
+    found = "\n".join(problems(CLIENT[0], "aggregation.robust={rule: median}"))
+    assert "privacy.unit = client with aggregation.robust, which reads updates one by one" in found
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
