@@ -57,7 +57,9 @@ def examples_of(
         prepared = population.prepared
         assert prepared is not None
         label = torch.from_numpy(packed.read(prepared.columns["label"])).long()
-        return Examples(JointScorer(label, model.modalities), prepared.columns, prepared.reader, prepared.given)
+        noisy = {} if config.noise is None else {"label": trained_labels(config, packed, population.dealt, run_dir)}
+        given = {**prepared.given, **noisy}
+        return Examples(JointScorer(label, model.modalities), prepared.columns, prepared.reader, given)
     if isinstance(model, FusionConfig):
         return _of_modalities(config, model, packed, population, sums, device, run_dir)
     if isinstance(model, ClassifierConfig):

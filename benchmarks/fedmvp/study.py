@@ -1,9 +1,13 @@
-"""configs/study/fedmvp_pbc, arm after arm in one process; finished runs are skipped: start it again to go on.
+"""configs/study/fedmvp_pbc: settings, each with its arms, in one process. Finished runs are skipped: start it again to
+go on.
 
-    python benchmarks/fedmvp/study.py run OUT DATA --seeds 1 2 3 [--arms fedmvp fedavg_pairs zero_filling]
-    python benchmarks/fedmvp/study.py table OUT [--base fedavg_pairs]
+    python benchmarks/fedmvp/study.py run OUT DATA [--settings main beta_0.3 ...] [--arms fedmvp ...] [--seeds 1 2 3]
+    python benchmarks/fedmvp/study.py tune OUT DATA [--settings main] [--arms ...]    # rates, on validation rows
+    python benchmarks/fedmvp/study.py table OUT [--settings main ...] [--base fedavg_pairs]
 
-For each random seed first the encoders: pretrain.yaml, exported. OUT/<arm>_<seed> are run folders.
+For each setting and random seed first the encoders that all arms freeze. OUT/<setting>/<arm>_<seed> are run folders;
+weights.json in those of FedMVP has what no exchange shows, each client's weight in every round. `run` takes the
+learning rates that `tune` found best (OUT/rates.json), where there are any.
 """
 
 from __future__ import annotations
@@ -12,83 +16,202 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study" / "fedmvp_pbc"
 QUIET = ("report.plots=false", "report.tensorboard=false", "checkpoint.every=100000", "checkpoint.keep=1")
-ARMS = ("fedmvp", "fedavg_pairs", "zero_filling")
 SHOWN = (
     "accuracy", "balanced_accuracy", "accuracy_image", "accuracy_text", "accuracy_image_zeros", "accuracy_text_zeros",
 )  # fmt: skip
+FEW = ("fedmvp", "fedavg_pairs", "zero_filling")
+ALL = (
+    *FEW, "fedprox_zeros", "creamfl", "image_only", "text_only", "completed_fedavg",
+    "without_completion", "without_mcm", "without_ram", "plain_averaging",
+)  # fmt: skip
+TUNED_ON = (101,)  # random seeds of `tune`
+RATES = (1e-3, 2e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """data: overrides of the arms and of the encoders' pre-training; run: of the arms alone. encoders: whose they are,
+    by modality, where not its own."""
+
+    arms: tuple[str, ...] = FEW
+    data: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
+    pretrain: str = "pretrain"
+    encoders: Mapping[str, str] = field(default_factory=dict)
+
+
+VIT = "model.image.name=vit_tiny_patch16_224"
+SETTINGS = {
+    "main": Setting(ALL),
+    "beta_0.3": Setting(data=("missing.ratio=0.3",)),
+    "beta_0.5": Setting(data=("missing.ratio=0.5",)),
+    "iid": Setting(data=("partition={kind: iid, num_clients: 10}",)),
+    "dirichlet_0.1": Setting(data=("partition.alpha=0.1", "partition.min_examples=20")),
+    "mnar": Setting(data=("missing.rule=label",)),
+    # Other pairs of frozen encoders: a ViT with the BERT that it was trained with, and with one that it never met.
+    "vit": Setting(run=(VIT,), pretrain="pretrain_vit"),
+    "crossed": Setting(run=(VIT,), encoders={"image": "vit", "text": "main"}),
+    # Client 0 has wrong labels: 0.8 over five classes says nothing.
+    "broken_client": Setting(
+        ("fedmvp", "fedmvp_sharp", "plain_averaging"),
+        run=(f"noise={{kind: symmetric, rate: [0.8{', 0' * 9}]}}",),
+        encoders={"image": "main", "text": "main"},
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "tune", "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="?")
+    parser.add_argument("--settings", nargs="+", default=["main"], choices=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", help="default: those of the setting")
     parser.add_argument("--base", default="fedavg_pairs")
     given = parser.parse_args()
-    if given.what == "table":
-        table(given.out, given.base)
-        return
-    for seed in given.seeds:
-        encoders(given.out, given.data, seed)
-        for arm in given.arms:
-            keys = [] if arm == "text_only" else [encoder_key(given.out, seed, "image")]
-            keys += [] if arm == "image_only" else [encoder_key(given.out, seed, "text")]
-            play(CONFIGS / f"{arm}.yaml", given.out / f"{arm}_{seed}", [f"random_seed={seed}", *keys], given.data)
+    if given.what != "table" and given.data is None:
+        parser.error(f"{given.what} needs DATA, the packed file; how it is packed stands in {CONFIGS / 'fedmvp.yaml'}")
+    for name in given.settings:
+        arms = given.arms or SETTINGS[name].arms
+        if given.what == "run":
+            rates = read(given.out / "rates.json")
+            for seed in given.seeds:
+                for arm in arms:
+                    rate = [f"fit.optimizer.learning_rate={rates[arm]}"] if arm in rates else []
+                    play(name, arm, seed, given.out, given.data, rate)
+        elif given.what == "tune":
+            tune(name, arms, given.out, given.data)
+        else:
+            table(given.out / name, given.base)
 
 
-def encoder_key(out: Path, seed: int, name: str) -> str:
-    return f"model.{name}.pretrained={(out / f'encoders_{seed}' / name).resolve()}"
+# ----------------------------------------------------------------------------------------------------------------- runs
+def play(setting: str, arm: str, seed: int, out: Path, data: str, more: Iterable[str] = (), suffix: str = "") -> float:
+    """One run, after the encoders that it freezes; the mean accuracy."""
+    for owner in sources(setting).values():
+        pretrain(owner, seed, out, data)
+    folder = out / setting / f"{arm}_{seed}{suffix}"
+    return one_run(CONFIGS / f"{arm}.yaml", folder, [*overrides(setting, arm, seed, out), *more], data)
 
 
-def encoders(out: Path, data: str, seed: int) -> None:
-    """Pre-trains and exports what the arms of a random seed freeze."""
+def overrides(setting: str, arm: str, seed: int, out: Path) -> list[str]:
+    """Of an arm's config."""
+    told, reads = SETTINGS[setting], {"image_only": ["image"], "text_only": ["text"]}.get(arm, ["image", "text"])
+    frozen = [f"model.{m}.pretrained={(out / sources(setting)[m] / f'encoders_{seed}' / m).resolve()}" for m in reads]
+    shape = [one for one in told.run if "image" in reads or not one.startswith("model.image")]
+    return [f"random_seed={seed}", *told.data, *frozen, *shape]
+
+
+def sources(setting: str) -> dict[str, str]:
+    """The settings whose encoders are frozen, by modality."""
+    return {m: SETTINGS[setting].encoders.get(m, setting) for m in ("image", "text")}
+
+
+def pretrain(setting: str, seed: int, out: Path, data: str) -> None:
+    """The encoders of a setting and random seed: trained on the clients' complete pairs, and exported."""
     from fedhpc.export import export_run
 
-    if not (out / f"encoders_{seed}").is_dir():
-        play(CONFIGS / "pretrain.yaml", out / f"pretrain_{seed}", [f"random_seed={seed}"], data)
-        export_run(out / f"pretrain_{seed}", out / f"encoders_{seed}")
+    told, folder = SETTINGS[setting], out / setting / f"encoders_{seed}"
+    if not folder.is_dir():
+        run = out / setting / f"pretrain_{seed}"
+        one_run(CONFIGS / f"{told.pretrain}.yaml", run, [f"random_seed={seed}", *told.data], data)
+        export_run(run, folder)
 
 
-def play(config: Path, folder: Path, overrides: list[str], data: str) -> None:
-    """One run, unless it is finished."""
-    if (folder / "results.json").exists():
-        return
-    import torch
+def one_run(config: Path, folder: Path, overrides: list[str], data: str) -> float:
+    """Unless it is finished; its mean accuracy (nan without one)."""
+    if not (folder / "results.json").exists():
+        import torch
 
-    from fedhpc.config.load import load_config
-    from fedhpc.task import RunTask
+        from fedhpc.config.load import load_config
+        from fedhpc.task import RunTask
 
-    resolved = load_config(config, [f"data.path={data}", *QUIET, *overrides])
-    torch.set_num_threads(resolved.runtime.threads_per_rank)
-    cpu = time.process_time()
-    results = RunTask(resolved, folder)()
-    means = {name: round(value["mean"], 4) for name, value in results["summary"].items() if name in SHOWN}
-    (folder / "cpu.json").write_text(json.dumps({"cpu_seconds": time.process_time() - cpu}))
-    print(folder.name, f"{time.process_time() - cpu:.0f} CPU s", means, flush=True)
+        resolved = load_config(config, [f"data.path={data}", *QUIET, *overrides])
+        torch.set_num_threads(resolved.runtime.threads_per_rank)
+        cpu, weights = time.process_time(), watched()
+        RunTask(resolved, folder)()
+        (folder / "cpu.json").write_text(json.dumps({"cpu_seconds": time.process_time() - cpu}))
+        if weights:
+            (folder / "weights.json").write_text(json.dumps(weights))
+        print(folder, f"{time.process_time() - cpu:.0f} CPU s", means(folder), flush=True)
+    return float(means(folder).get("accuracy", float("nan")))
 
 
-def table(out: Path, base: str) -> None:
-    """Markdown: mean over clients by arm, mean and range over random seeds; and accuracy against `base`, paired."""
+def watched() -> list[dict[int, float]]:
+    """FedMVP's weights of the runs from now on, a mapping from client to weight for each round (of one rank)."""
+    from fedhpc.algorithms.fedmvp import FedMvp
+    from fedhpc.algorithms.registry import ALGORITHMS
+
+    rounds: list[dict[int, float]] = []
+
+    class Watched(FedMvp):
+        def round(self, fed: Any, index: int) -> Mapping[str, float]:
+            rounds.append({})
+            return super().round(fed, index)
+
+        def weight(self, client: int, trained: Any, total: Any) -> float:
+            rounds[-1][client] = found = super().weight(client, trained, total)
+            return found
+
+    ALGORITHMS["fedmvp"] = Watched  # type: ignore[index]
+    return rounds
+
+
+def means(folder: Path) -> dict[str, float]:
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    return {name: round(value["mean"], 4) for name, value in summary.items() if name in SHOWN}
+
+
+def read(path: Path) -> dict[str, float]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+# --------------------------------------------------------------------------------------------------------------- tuning
+def tune(setting: str, arms: Iterable[str], out: Path, data: str) -> None:
+    """The learning rate of each arm with the highest mean accuracy on validation rows, into OUT/rates.json."""
+    best = read(out / "rates.json")
+    for arm in arms:
+        scores = {}
+        for rate in RATES:
+            keys = (f"fit.optimizer.learning_rate={rate}", "evaluation.final_split=val")
+            found = [play(setting, arm, seed, out, data, keys, f"_lr{rate:g}") for seed in TUNED_ON]
+            scores[rate] = statistics.fmean(found)
+        best[arm] = max(scores, key=lambda rate: scores[rate])
+        print(arm, {rate: round(score, 4) for rate, score in scores.items()}, flush=True)
+        (out / "rates.json").write_text(json.dumps(best))
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def table(folder: Path, base: str) -> None:
+    """Markdown: mean over clients by arm, mean and range over random seeds; accuracy against `base`, paired; and of
+    FedMVP how much client 0 weighs against the others' mean, in the last round."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(out.glob("*/results.json")):
+    weigh: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*/results.json")):
         arm, _, seed = path.parent.name.rpartition("_")
+        if not seed.isdigit() or arm == "pretrain":
+            continue  # of tune
         runs.setdefault(arm, {})[int(seed)] = json.loads(path.read_text())["summary"]
-    runs.pop("pretrain", None)
-    print("| arm | seeds |", " | ".join(SHOWN), f"| accuracy - {base} |")
-    print("|---|---|" + "---|" * (len(SHOWN) + 1))
+        if (path.parent / "weights.json").is_file():
+            *_, last = json.loads((path.parent / "weights.json").read_text())
+            rest = [weight for client, weight in last.items() if client != "0"]
+            weigh.setdefault(arm, []).append(last["0"] / statistics.fmean(rest))
+    print(f"{folder.name}\n\n| arm | seeds |", " | ".join(SHOWN), f"| accuracy - {base} | client 0's weight |")
+    print("|---|---|" + "---|" * (len(SHOWN) + 2))
     for arm, by_seed in runs.items():
         cells = [spread([run[name]["mean"] for run in by_seed.values() if name in run]) for name in SHOWN]
         shared = [seed for seed in by_seed if seed in runs.get(base, {})]
         pairs = [by_seed[s]["accuracy"]["mean"] - runs[base][s]["accuracy"]["mean"] for s in shared]
         paired = ", ".join(f"{difference:+.3f}" for difference in pairs)
-        print(f"| {arm} | {len(by_seed)} |", " | ".join(cells), f"| {paired} |")
+        print(f"| {arm} | {len(by_seed)} |", " | ".join(cells), f"| {paired} | {spread(weigh.get(arm, []))} |")
 
 
 def spread(values: list[float]) -> str:

@@ -32,7 +32,7 @@ from fedhpc.algorithms.cka_weights import (
 from fedhpc.algorithms.fedavg import FedAvg
 from fedhpc.algorithms.own_models import at_least_three
 from fedhpc.config.joint import FedMvpConfig
-from fedhpc.interfaces import Batch, Block, Blocks, Client, Federation
+from fedhpc.interfaces import Batch, Block, Blocks, Client, ClientId, Federation
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class FedMvp(FedAvg):
         at_least_three(len(fed.cohort))
         trained = fed.each(partial(self.train, fed.public))
         total = self.total(fed, {c: t.vector for c, t in trained.items()})
-        weights = {c: importance(self._config, t.vector, total, t.examples) for c, t in trained.items()}
+        weights = {c: self.weight(c, t, total) for c, t in trained.items()}
         updates: Mapping[int, Blocks] = {c: t.update for c, t in trained.items()}
         self.step(fed.mean(updates, weights, like=self.shared))
         losses = {c: torch.tensor([t.loss * t.examples, t.examples]) for c, t in trained.items()}
@@ -86,6 +86,10 @@ class FedMvp(FedAvg):
         seen = [[client.forward(batch, name) for batch in public] for name in representations(self._config)]
         update = {name: block.clone() for name, block in client.update(self.shared).items()}
         return Trained(update, vector(self._config, seen), report.loss, client.num_examples)
+
+    def weight(self, client: ClientId, trained: Trained, total: Tensor) -> float:
+        """w_i, before all are divided by their sum: known to the client alone."""
+        return importance(self._config, trained.vector, total, trained.examples)
 
     def total(self, fed: Federation, vectors: Mapping[int, Tensor]) -> Tensor:
         """sum_i g_i, float64 [vector_length]: all that is told of a client's representations."""

@@ -8,7 +8,13 @@ from fedhpc.config.algorithms import DIFFERENT_NETWORKS, ON_PUBLIC_DATA
 from fedhpc.config.distillation import FedProtoConfig, MdhflConfig
 from fedhpc.config.fields import shown
 from fedhpc.config.joint import CreamFlConfig, FedMvpConfig
-from fedhpc.config.schema import ClassifierConfig, ColumnPartition, FusionConfig, GroupsPartition, RunConfig
+from fedhpc.config.schema import (
+    ClassifierConfig,
+    ColumnPartition,
+    DualEncoderConfig,
+    GroupsPartition,
+    RunConfig,
+)
 
 FEWEST = 3  # clients in a sum: of two, each knows the other's part
 
@@ -17,8 +23,8 @@ def check_distillation(config: RunConfig) -> Iterator[str]:
     """Problems, one line each."""
     algorithm, model, name = config.algorithm, config.model, config.algorithm.name
     networks = model.networks if isinstance(model, ClassifierConfig) else None
-    if config.noise is not None and not isinstance(model, ClassifierConfig | FusionConfig):
-        yield f"noise is for model.kind: classifier or fusion, and model.kind = {model.kind}; remove noise"
+    if config.noise is not None and isinstance(model, DualEncoderConfig):
+        yield f"noise is for model.kind: classifier, fusion or joint, and model.kind = {model.kind}; remove noise"
     if networks is not None and not isinstance(algorithm, DIFFERENT_NETWORKS):
         yield (
             f"model.networks with algorithm.name = {name}, which needs one network for all; set model.image, "

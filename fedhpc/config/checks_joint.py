@@ -97,8 +97,6 @@ def _methods(config: RunConfig, model: JointConfig) -> Iterator[str]:
     if (by_pairs or isinstance(objective, MvpConfig)) and len(model.modalities) == 1:
         what = f"algorithm.name = {algorithm.name}" if by_pairs else "objective.name = fedmvp"
         yield f"{what} but the model reads {model.modalities[0]} only; add the other encoder, or set fedavg"
-    if config.noise is not None:
-        yield "noise is for model.kind = classifier or fusion; remove it"
     if config.sharding is not None:
         yield "model.kind = joint does not work on shards; set mesh.shard: 1 and sharding: null"
 

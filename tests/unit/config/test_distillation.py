@@ -55,7 +55,7 @@ def test_public_data_of_a_file_is_idle_under_other_algorithms_and_held_out_rows_
 
 def test_noise_needs_labels() -> None:
     with pytest.raises(
-        ConfigError, match=r"noise is for model.kind: classifier or fusion, and model.kind = dual_encoder"
+        ConfigError, match=r"noise is for model.kind: classifier, fusion or joint, and model.kind = dual_encoder"
     ):
         load_config(ROOT / "configs" / "smoke" / "fedavg.yaml", ["noise={kind: symmetric, rate: 0.1}"])
 

@@ -29,7 +29,6 @@ CONFIG = ROOT / "configs" / "smoke" / "fedmvp.yaml"
         (["algorithm={name: moon}"], "moon but model.kind = joint; set fedmvp, creamfl, fedavg"),
         (["algorithm={name: mdhfl}"], "mdhfl but model.kind = joint"),
         (["objective={name: clip}"], "objective.name = clip but model.kind = joint; set fedmvp or cross_entropy"),
-        (["noise={kind: symmetric, rate: 0.1}"], "remove noise|noise is for"),
         (["missing.ratio=1.5"], "each is a share; set 0 to 1"),
         (["missing={ratio: [0.1, 0.2], rule: site}"], "set a single missing.ratio"),
         (["missing.strength=2.0"], "missing.strength = 2.0: has no effect with missing.rule: random"),

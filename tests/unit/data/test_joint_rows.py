@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fedhpc.completion.prepare import Prepared
 from fedhpc.config.load import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.data.hdf5 import PackedFile, PackWriter
 from fedhpc.data.known import check_packed
 from fedhpc.data.select import client_rows, public_rows, usable_rows
 from fedhpc.data.text import encode_texts, train_wordpiece
+from fedhpc.examples import examples_of
+from fedhpc.population import Population
 from tests.conftest import ROOT
 
 # 60 training, 10 validation, 20 test rows; every fifth has no text, every seventh no picture, row 1 no label.
@@ -71,3 +75,20 @@ def test_check_counts_them_alike(path: Path) -> None:
     by_site = ("partition={kind: column, column: site, min_examples: 25}", "algorithm={name: fedavg}", "public=null")
     assert not check_packed(config(path, *by_site))
     assert "2 of 2 clients have fewer" in check_packed(config(path, *by_site, "completion=null"))[0]
+
+
+def test_wrong_labels_are_trained_on_and_not_scored(path: Path, tmp_path: Path) -> None:
+    """noise with a joint model: of client 1 alone, and of training rows alone."""
+    told = config(path, "noise={kind: symmetric, rate: [0.0, 1.0]}", "completion=null")
+    with PackedFile(path) as packed:
+        dealt = client_rows(packed, told)
+        given = {"has_image": torch.from_numpy(IMAGE)}
+        prepared = Prepared(dealt, packed, {"label": "label/finding"}, given, {})  # type: ignore[arg-type]
+        people = Population(dealt, {}, {}, (), frozenset(), (), None, prepared)
+        found = examples_of(told, packed, people, None, torch.device("cpu"), tmp_path)  # type: ignore[arg-type]
+        labels = packed.read("label/finding")
+    moved = np.flatnonzero(found.given["label"].numpy() != labels)
+    assert set(moved) == {row for c in dealt if c.id % 2 for row in c.train if labels[row] >= 0} and len(moved)
+    assert torch.equal(found.given["has_image"], given["has_image"])
+    np.testing.assert_array_equal(found.scorer._label.numpy(), labels)
+    assert (tmp_path / "noisy_labels.csv").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
+from fedhpc.config.joint import JointConfig
 from fedhpc.config.load import load_config
 from fedhpc.data.hdf5 import PackedFile
 from fedhpc.downstream.loading import TrainedRun, image_encoder, load_run
 from fedhpc.export import export_run
+from fedhpc.models.blocks import FlatModel
 from fedhpc.models.zoo import build_model
 
 from .conftest import Trained
@@ -70,6 +73,21 @@ def test_timm_loads_the_same_image_encoder_and_fedhpc_starts_from_it(
         assert torch.allclose(started.text_encoder(tokens), run.module.text_encoder(tokens), atol=1e-6)
     described = json.loads((to / "image" / "config.json").read_text())["pretrained_cfg"]
     assert described["mean"] == [0.5] and described["input_size"] == [1, 32, 32] and "license" not in described
+
+
+def test_a_joint_model_freezes_what_was_exported(trained: Trained, tmp_path: Path) -> None:
+    run = load_run(trained("fedavg"))
+    export_run(run.folder, tmp_path / "out")
+    encoders = {name: {"name": getattr(run.config.model, name).name} for name in ("image", "text")}
+    told = {name: {**one, "pretrained": str(tmp_path / "out" / name), "freeze": True} for name, one in encoders.items()}
+    joint = JointConfig(kind="joint", **told, width=16, pictures="tokens", concat="sequence", joint_layers=1)
+    torch.manual_seed(1)
+    model = build_model(joint, replace(run.spec, num_classes=3))
+    images, tokens = pictures(run), torch.randint(5, run.spec.vocab_size, (4, run.spec.max_tokens))
+    with torch.no_grad():
+        assert torch.allclose(model.image_encoder(images), image_encoder(run.module)(images), atol=1e-6)
+        assert torch.allclose(model.text_encoder(tokens), run.module.text_encoder(tokens), atol=1e-6)
+    assert set(FlatModel(model).shared) == {"head/image", "head/text", "joint", "embed", "classifier"}
 
 
 def test_transformers_loads_the_same_text_encoder_and_tokenizer(trained: Trained, tmp_path: Path) -> None:
