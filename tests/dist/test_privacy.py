@@ -85,6 +85,9 @@ def test_a_budget_ends_a_run_before_it_is_passed(phantom: str, tmp_path: Path) -
     assert ended["privacy"]["epsilon"] == allowed
     more = resumed(folder, *budget, "privacy.epsilon=50.0")
     assert more["privacy"]["epsilon"] == epsilon({Mechanism(1.0): 3}, delta, "rdp"), "three rounds, none forgotten"
+    straight = run(CONFIG, 1, tmp_path / "straight", *budget, "privacy.epsilon=50.0")
+    assert more["sha256"] == straight["sha256"], "clip and noise go on where they were"
+    assert more["privacy"] == straight["privacy"]
 
 
 def test_row_privacy_is_the_same_on_1_and_2_ranks(phantom: str, tmp_path: Path) -> None:
