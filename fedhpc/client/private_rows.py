@@ -42,7 +42,7 @@ class RowGradients:
         refuse_layers(module)
         for layer in module.modules():
             if getattr(layer, "inplace", False):
-                layer.inplace = False  # what a hook was given must stay as it was
+                layer.inplace = False  # type: ignore[assignment]  # what a hook was given must stay as it was
         self._module = module
         self._loss = loss
         self._clip = clip
@@ -98,7 +98,7 @@ class RowGradients:
         self._hooks.enable_hooks()
         try:
             mean = self._loss(self._module(batch), batch)
-            (mean * (batch["label"] >= 0).sum()).backward()  # type: ignore[no-untyped-call]
+            (mean * (batch["label"] >= 0).sum()).backward()
         finally:
             self._hooks.disable_hooks()
         rows: list[Tensor] = [p.grad_sample.flatten(1) for p in parameters]  # type: ignore[attr-defined]

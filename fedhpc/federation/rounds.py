@@ -30,6 +30,8 @@ class Reporter(Protocol):
 
     def start(self, rounds_done: int) -> None: ...
 
+    def say(self, line: str) -> None: ...
+
     def round(self, index: int, metrics: Mapping[str, float], page: Mapping[str, Any]) -> None: ...
 
     def evaluation(self, rounds_done: int, split: Split, per_client: Sequence[Mapping[str, float]]) -> None: ...
@@ -65,6 +67,9 @@ def run_rounds(run: Run) -> list[dict[str, float]]:
     algorithm.setup(fed)
     done = _resume(run)
     run.reporter.start(done)
+    if run.spending is not None:
+        left = [fed.cohort_of(index) for index in range(done, config.rounds)]
+        run.reporter.say(run.spending.outlook(left))
     if done < config.rounds and fed.any_rank(run.must_stop(None)):
         raise Preempted(f"asked to stop before round {done} of {config.rounds} began")
     longest, begun = 0.0, perf_counter()

@@ -92,6 +92,14 @@ class Spending:
         )
         return total, allowed
 
+    def outlook(self, cohorts: Sequence[Sequence[ClientId]]) -> str:
+        """What so many more rounds come to, in a line."""
+        total, allowed = self.planned(cohorts)
+        line = f"privacy: epsilon = {total:.4g} at delta = {self.delta:.2g} after {len(cohorts)} more rounds"
+        if allowed == len(cohorts):
+            return line
+        return f"{line}; privacy.epsilon = {self.config.epsilon:g} allows {allowed} of them, then the run stops"
+
     def _after(
         self, spent: Mapping[ClientId, Mapping[Mechanism, int]], cohorts: Sequence[Sequence[ClientId]]
     ) -> dict[ClientId, dict[Mechanism, int]]:

@@ -25,6 +25,8 @@ class SilentReporter:
 
     def start(self, rounds_done: int) -> None: ...
 
+    def say(self, line: str) -> None: ...
+
     def round(self, index: int, metrics: Mapping[str, float], page: Mapping[str, Any]) -> None: ...
 
     def evaluation(self, rounds_done: int, split: Split, per_client: Sequence[Mapping[str, float]]) -> None: ...
@@ -75,6 +77,10 @@ class RunReporter:
             )
         self._started = time.perf_counter()
         self._first = rounds_done
+
+    def say(self, line: str) -> None:
+        """Beside the progress bar, or in the log."""
+        self._console.print(line, highlight=False)
 
     def round(self, index: int, metrics: Mapping[str, float], page: Mapping[str, Any]) -> None:
         _append(self._folder / "metrics.jsonl", {"round": index, **metrics})

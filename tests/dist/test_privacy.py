@@ -51,8 +51,14 @@ def test_noise_is_the_same_on_1_2_and_4_ranks_masks_on_or_off(phantom: str, tmp_
     assert [set(line) & {"loss", "epsilon", "clip"} for line in lines] == [{"epsilon", "clip"}] * 2
     assert lines[0]["clip"] == 0.5 != lines[1]["clip"], "the clip adapts"
     assert lines == [{**line, "seconds": lines[i]["seconds"]} for i, line in enumerate(rounds_of(tmp_path / "1"))]
-    quiet = run(CONFIG, 1, tmp_path / "quiet", *few, "privacy.noise_multiplier=2.0")
-    assert quiet["sha256"] != results[1]["sha256"], "the noise must matter, or the test above shows nothing"
+    digits = "00112233445566778899aabbccddeeff"
+    (tmp_path / "secret").write_text(digits)
+    hidden = (f"privacy.secret_file={tmp_path / 'secret'}", "privacy.amplification=true")
+    other = run(CONFIG, 1, tmp_path / "other", *few, *hidden)
+    assert other["sha256"] != results[1]["sha256"], "the noise must matter, or the test above shows nothing"
+    assert other["privacy"]["epsilon"] == epsilon({Mechanism(1.0, 6, 8): 2}, other["privacy"]["delta"], "rdp")
+    files = [path for path in (tmp_path / "other").rglob("*") if path.is_file()]
+    assert files and not any(digits.encode() in path.read_bytes() for path in files), "the secret stays where it is"
     told = "\n".join(sentences(read_statement(tmp_path / "4")))
     assert f"epsilon = {results[4]['privacy']['epsilon']:.4g}" in told and "protects nobody" in told
 
@@ -85,6 +91,9 @@ def test_a_budget_ends_a_run_before_it_is_passed(phantom: str, tmp_path: Path) -
     assert ended["privacy"]["epsilon"] == allowed
     more = resumed(folder, *budget, "privacy.epsilon=50.0")
     assert more["privacy"]["epsilon"] == epsilon({Mechanism(1.0): 3}, delta, "rdp"), "three rounds, none forgotten"
+    straight = run(CONFIG, 1, tmp_path / "straight", *budget, "privacy.epsilon=50.0")
+    assert more["sha256"] == straight["sha256"], "clip and noise go on where they were"
+    assert more["privacy"] == straight["privacy"]
 
 
 def test_row_privacy_is_the_same_on_1_and_2_ranks(phantom: str, tmp_path: Path) -> None:

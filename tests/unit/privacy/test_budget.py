@@ -59,6 +59,8 @@ def test_the_round_past_the_budget_is_refused_and_costs_nothing() -> None:
     five = epsilon({Mechanism(2.0): 5}, 1e-3, "rdp")
     assert made.planned([(0, 1)] * 5) == (five, 2)
     assert made.planned([(0, 1), (2, 3), (1, 2)]) == (allowed, 3)
+    assert f"after 5 more rounds; privacy.epsilon = {allowed:g} allows 2 of them" in made.outlook([(0, 1)] * 5)
+    assert made.outlook([(0, 1)]).endswith("after 1 more rounds")
     assert spending(delta=1e-3, epsilon=0.01).planned([(0, 1)] * 5) == (five, 0)
     assert made.epsilon == 0.0, "planning spends nothing"
     made.begin((0, 1))
