@@ -57,7 +57,7 @@ def examples_of(
         prepared = population.prepared
         assert prepared is not None
         label = torch.from_numpy(packed.read(prepared.columns["label"])).long()
-        noisy = {} if config.noise is None else {"label": trained_labels(config, packed, population.dealt, run_dir)}
+        noisy = {} if config.noise is None else {"label": trained_labels(config, packed, population, run_dir)}
         given = {**prepared.given, **noisy}
         return Examples(JointScorer(label, model.modalities), prepared.columns, prepared.reader, given)
     if isinstance(model, FusionConfig):
@@ -88,7 +88,7 @@ def _of_modalities(
     columns, given = fusion_columns(packed, config, rows, sums, device)
     columns["label"] = f"label/{label_column(packed, config)}"
     if config.noise is not None:
-        given["label"] = trained_labels(config, packed, population.dealt, run_dir)
+        given["label"] = trained_labels(config, packed, population, run_dir)
     _, patient = np.unique(packed.patients(), return_inverse=True)
     label, patients = torch.from_numpy(packed.read(columns["label"])).long(), torch.from_numpy(patient)
     return Examples(ClassificationScorer(label, patients, config.evaluation.num_resamples), columns, packed, given)
