@@ -46,8 +46,7 @@ def on_ranks(world: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     """fn(*args) in `world` processes; their results by rank. Raises RankFailed when any fails or dies."""
     context = multiprocessing.get_context("forkserver")
     preload = ["torch", "torch._dynamo", "fedhpc.task", "timm", "transformers.models.bert"]
-    if importlib.util.find_spec("deepspeed") is not None:
-        preload.append("deepspeed")
+    preload += [name for name in ("deepspeed", "dp_accounting") if importlib.util.find_spec(name) is not None]
     context.set_forkserver_preload(preload)
     for attempt in range(3):
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -63,6 +63,7 @@ def test_noise_is_the_same_on_1_2_and_4_ranks_masks_on_or_off(phantom: str, tmp_
     assert f"epsilon = {results[4]['privacy']['epsilon']:.4g}" in told and "protects nobody" in told
 
 
+@pytest.mark.slow  # tests/unit/comm/test_guard.py has the sum itself
 def test_lost_clients_leave_enough_noise(phantom: str, tmp_path: Path) -> None:
     losing = (*FEW, phantom, "cohort.dropout={probability: 0.3, when: after}", "random_seed=1")
     with pytest.raises(RankFailed, match=r"leaves \d of 6 clients in round \d, 6 are needed"):
