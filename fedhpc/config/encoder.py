@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedhpc.config.section import Section
 
@@ -21,3 +22,21 @@ class EncoderConfig(Section):
     """Passed to ``timm.create_model`` or to the transformers config (``hidden_size: 64``)."""
     freeze: bool = False
     """Keep the weights as they are. A frozen parameter crosses no wire."""
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if (odd := _not_plain(value)) is not None:
+            raise ValueError(f"{str(odd)[:40]} is no value of an option; set text, finite numbers, true, false or null")
+        return value
+
+
+def _not_plain(value: Any) -> Any:
+    """What in a value YAML knows and JSON does not (.inf, !!binary); None where there is nothing such."""
+    if isinstance(value, dict):
+        return next((odd for item in value.values() if (odd := _not_plain(item)) is not None), None)
+    if isinstance(value, list):
+        return next((odd for item in value if (odd := _not_plain(item)) is not None), None)
+    if value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return None
+    return value

@@ -24,7 +24,7 @@ from fedhpc.config.fields import closest, section_of, shown, value_at
 from fedhpc.config.problems import Problem, Switch, problem
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.section import Section
-from fedhpc.config.yaml_text import YamlError, parse, render
+from fedhpc.config.yaml_text import MOST_BYTES, YamlError, parse, render
 
 Kind = TypeVar("Kind", bound=Section)
 
@@ -99,20 +99,23 @@ def config_digest(config: RunConfig) -> str:
 # -------------------------------------------------------------------------------------------------------- reading
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The mapping in a file, merged over what it extends."""
-    here = path.resolve()
+    try:
+        here = path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}; give the path of a YAML file"]) from error
     if here in seen:
         chain = " -> ".join(file.name for file in (*seen, here))
         raise ConfigError(str(path), [f"extends: goes round in a circle ({chain}); remove one of the extends lines"])
     try:
-        data = parse(path.read_text(encoding="utf-8"))
+        data = parse(_text(path))
     except FileNotFoundError as error:
         near = closest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
         hint = f"; did you mean {path.parent / near}?" if near else "; give the path of a YAML file"
         raise ConfigError(str(path), [f"no such file{hint}"]) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), [f"cannot be read: {error}; give the path of a YAML file"]) from error
     except YamlError as error:
         raise ConfigError(str(path), error.problems) from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
+        raise ConfigError(str(path), [f"cannot be read: {error}; give the path of a YAML file"]) from error
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds {shown(data)}"
         raise ConfigError(str(path), [f"the file {what}; it must be a mapping of sections (name, rounds, data, ...)"])
@@ -122,6 +125,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ConfigError(str(path), [f"extends = {shown(base)}: not a path; set it to one YAML file"])
     return _merge(_read(path.parent / base, (*seen, here)), data, RunConfig)
+
+
+def _text(path: Path) -> str:
+    """Of a regular file of sensible size: a device has no end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        raise OSError(f"it has {path.stat().st_size} bytes, a config {MOST_BYTES} at most")
+    return path.read_text(encoding="utf-8")
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any], section: type[Section] | None) -> dict[str, Any]:

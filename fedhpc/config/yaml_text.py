@@ -10,6 +10,10 @@ import yaml
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+# No config comes near these. Aliases of aliases stand for exponentially many values in a few lines.
+MOST_BYTES = 1 << 20
+MOST_VALUES = 100_000
+MOST_DEPTH = 50
 # YAML 1.1, and so PyYAML, wants a dot and a sign in the exponent: without this, 1e-3 would be text.
 _EXPONENT = re.compile(r"^[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.[0-9]*)[eE][-+]?[0-9]+$")
 
@@ -70,10 +74,16 @@ def parse(text: str) -> Any:
     loader = None
     try:
         loader = _Loader(text)  # refuses unprintable characters at once
-        value = loader.get_single_data()
+        node = loader.get_single_node()
+        if node is not None:
+            _measure(node)
+        value = None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise YamlError([f"nested more than {MOST_DEPTH} levels deep; write it with fewer"]) from error
     except yaml.YAMLError as error:
         raise YamlError([_syntax(error)]) from error
-    except ValueError as error:  # a value that YAML's own types refuse, such as 0o9
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # A value that YAML's own types stumble over, such as 0o9 or !!int ''.
         raise YamlError([f"cannot be read: {error}; quote the value"]) from error
     finally:
         if loader is not None:
@@ -81,6 +91,32 @@ def parse(text: str) -> Any:
     if loader.problems:
         raise YamlError(loader.problems)
     return value
+
+
+def _measure(root: yaml.Node) -> None:
+    """Raises YamlError for more values than a config can have, aliases written out, and for ones within themselves."""
+    known: dict[int, tuple[int, int]] = {}  # values within, levels within
+    open_nodes: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        line = f"line {node.start_mark.line + 1}: "
+        if id(node) in open_nodes:
+            raise YamlError([f"{line}an alias stands for something that it is part of; write out what is meant"])
+        if id(node) not in known:
+            open_nodes.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in node.value for part in pair]
+            else:
+                parts = node.value if isinstance(node, yaml.SequenceNode) else []
+            inner = [measure(part) for part in parts]
+            known[id(node)] = 1 + sum(n for n, _ in inner), 1 + max((levels for _, levels in inner), default=0)
+            open_nodes.discard(id(node))
+        if known[id(node)][1] > MOST_DEPTH:
+            raise YamlError([f"{line}nested more than {MOST_DEPTH} levels deep; write it with fewer"])
+        return known[id(node)]
+
+    if measure(root)[0] > MOST_VALUES:
+        raise YamlError([f"more than {MOST_VALUES} values once aliases are written out; write fewer"])
 
 
 def render(value: Any, flow: bool = False) -> str:

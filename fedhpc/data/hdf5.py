@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 
 from fedhpc.data.content import BLOCK_BYTES, SCHEMA_VERSION, SPLITS, column_paths, content_checksum, row_bytes
 from fedhpc.data.images import decode_image
+from fedhpc.data.structure import problems
 from fedhpc.data.writer import PackWriter
 
 __all__ = ["SCHEMA_VERSION", "SPLITS", "PackWriter", "PackedFile"]
@@ -32,23 +34,25 @@ class PackedFile:
         self.path = Path(path)
         self._file = _open(self.path)
         try:
-            self._check()
+            with self._reading("its head"):
+                self._check()
         except BaseException:
             self._file.close()
             raise
         self._offsets: Array | None = None
 
     def _check(self) -> None:
+        """Raises ValueError for what is no packed file."""
         version = self._file.attrs.get("fedhpc_schema")
         if version is None:
             raise ValueError(f"{self.path} is HDF5 but not a packed dataset (no attribute fedhpc_schema): "
                              "make one with `fedhpc pack`")  # fmt: skip
-        if int(version) != SCHEMA_VERSION:
-            raise ValueError(f"{self.path} has schema version {int(version)}, this fedhpc reads {SCHEMA_VERSION}: "
+        if not np.isscalar(version) or version != SCHEMA_VERSION:
+            raise ValueError(f"{self.path} has schema version {str(version)[:20]}, this fedhpc reads {SCHEMA_VERSION}: "
                              "pack it again with this version")  # fmt: skip
-        missing = [key for key in ("row_id", "patient", "site", "split") if key not in self._file]
-        if missing:
-            raise ValueError(f"{self.path} lacks the columns {', '.join(missing)}: pack it again")
+        problem = next(problems(self._file), None)
+        if problem is not None:
+            raise ValueError(f"{self.path} is no whole packed file ({problem}): copy or pack it again")
 
     def __enter__(self) -> PackedFile:
         return self
@@ -61,9 +65,20 @@ class PackedFile:
     def close(self) -> None:
         self._file.close()
 
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """What HDF5 stumbles over is the user's to know: ValueError. Our own errors pass as they are."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: {what} is not UTF-8 ({error.reason}): copy or pack it again") from error
+        except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"{self.path}: {what} cannot be read ({error}): copy or pack it again") from error
+
     # ------------------------------------------------------------------------------------------------- what it is
     def _text_attr(self, key: str) -> str:
-        return str(self._file.attrs.get(key, ""))
+        with self._reading(f"the attribute {key}"):
+            return str(self._file.attrs.get(key, ""))
 
     @property
     def num_rows(self) -> int:
@@ -100,12 +115,14 @@ class PackedFile:
     @property
     def generated(self) -> bool:
         """True: made by a program, not real data."""
-        return bool(self._file.attrs.get("generated", False))
+        with self._reading("the attribute generated"):
+            return bool(np.any(self._file.attrs.get("generated", False)))
 
     def attribute(self, key: str) -> str | None:
         """A further root attribute (the writer's `extra`)."""
-        value = self._file.attrs.get(key)
-        return None if value is None else str(value)
+        with self._reading(f"the attribute {key}"):
+            value = self._file.attrs.get(key)
+            return None if value is None else str(value)
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -134,7 +151,8 @@ class PackedFile:
     @property
     def tokenizer_json(self) -> str | None:
         """For ``tokenizers.Tokenizer.from_str``."""
-        return str(self._file["tokenizer"].asstr()[()]) if "tokenizer" in self._file else None
+        with self._reading("tokenizer"):
+            return str(self._file["tokenizer"].asstr()[()]) if "tokenizer" in self._file else None
 
     @property
     def label_classes(self) -> dict[str, list[str]]:
@@ -177,13 +195,14 @@ class PackedFile:
         if column == "image" and "image_bytes" in self._file:
             return self._read_encoded(self._rows(rows, self.num_rows))
         dataset = self._dataset(column)
-        if rows is None:
-            return np.asarray(dataset[()])
-        rows = self._rows(rows, dataset.shape[0])
-        out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-        for where, start, stop in _spans(rows, self.chunk_rows(column), row_bytes(dataset)):
-            out[where] = dataset[start:stop][rows[where] - start]
-        return out
+        with self._reading(f"the column {column}"):
+            if rows is None:
+                return np.asarray(dataset[()])
+            rows = self._rows(rows, dataset.shape[0])
+            out = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+            for where, start, stop in _spans(rows, self.chunk_rows(column), row_bytes(dataset)):
+                out[where] = dataset[start:stop][rows[where] - start]
+            return out
 
     def texts(self, rows: Array | None = None) -> list[str]:
         """Text of the rows, in their order; "" where a row has none."""
@@ -195,7 +214,9 @@ class PackedFile:
     def caption_offsets(self) -> Array | None:
         """int64 [N+1]: row i has the captions offsets[i]:offsets[i+1], which is how ``captions/tokens`` counts. None
         where the set has one text a row."""
-        return self._file["captions/offsets"][()] if "captions" in self._file else None
+        if "captions" not in self._file:
+            return None
+        return self._offsets_of("captions/offsets", int(self._file["captions/text"].shape[0]))
 
     def captions(self, rows: Array | None = None) -> list[list[str]]:
         """All texts of the rows, in their order; one of them is the row's text in `texts`."""
@@ -237,7 +258,7 @@ class PackedFile:
         """Read everything and compare with the checksum that was written. Raises ValueError when it differs."""
         try:
             found = content_checksum(self._file)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path} cannot be read to its end ({error}): copy or pack it again") from error
         if found != self.checksum:
             raise ValueError(f"{self.path} was changed or damaged: its checksum is {found[:12]}, {self.checksum[:12]} "
@@ -263,25 +284,36 @@ class PackedFile:
         return rows
 
     def _read_strings(self, column: str, rows: Array | None) -> Any:
-        dataset = self._file[column].asstr()
-        if rows is None:
-            return dataset[()]
-        rows = self._rows(rows, dataset.shape[0])
-        out = np.empty(len(rows), object)
-        for where, start, stop in _spans(rows, 1024, 256):
-            out[where] = dataset[start:stop][rows[where] - start]
-        return out
+        with self._reading(f"the column {column}"):
+            dataset = self._file[column].asstr()
+            if rows is None:
+                return dataset[()]
+            rows = self._rows(rows, dataset.shape[0])
+            out = np.empty(len(rows), object)
+            for where, start, stop in _spans(rows, 1024, 256):
+                out[where] = dataset[start:stop][rows[where] - start]
+            return out
+
+    def _offsets_of(self, column: str, end: int) -> Array:
+        """int64 [N+1]: where each row begins in a column of `end` items."""
+        with self._reading(f"the column {column}"):
+            offsets = np.asarray(self._file[column][()], np.int64)
+        if offsets[0] != 0 or offsets[-1] != end or np.any(offsets[1:] < offsets[:-1]):
+            raise ValueError(f"{self.path}: {column} does not run from 0 to {end}: copy or pack it again")
+        return offsets
 
     def _read_encoded(self, rows: Array) -> Array:
+        data, shape = self._file["image_bytes/data"], self.image_shape
         if self._offsets is None:
-            self._offsets = self._file["image_bytes/offsets"][()]
-        offsets, data, shape = self._offsets, self._file["image_bytes/data"], self.image_shape
+            self._offsets = self._offsets_of("image_bytes/offsets", int(data.shape[0]))
+        offsets = self._offsets
         assert shape is not None
         out = np.zeros((len(rows), *shape), np.uint8)
         mean_bytes = max(1, int(data.shape[0]) // max(1, self.num_rows))
         for where, start, stop in _spans(rows, self.chunk_rows("image"), mean_bytes):
             base = int(offsets[start])
-            packed = data[base : int(offsets[stop])].tobytes()
+            with self._reading("the column image_bytes/data"):
+                packed = data[base : int(offsets[stop])].tobytes()
             for place in where:
                 row = int(rows[place])
                 picture = packed[int(offsets[row]) - base : int(offsets[row + 1]) - base]
@@ -329,3 +361,5 @@ def _open(path: Path) -> h5py.File:
         if "signature" in str(error):
             raise ValueError(f"{path} is not an HDF5 file: data.path must name a file made by `fedhpc pack`") from error
         raise ValueError(f"{path} cannot be opened: {error}") from error
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be opened, its head is damaged ({error}): copy or pack it again") from error

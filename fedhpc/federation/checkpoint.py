@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,8 +31,35 @@ from fedhpc.federation.pieces import Stored, files_of, fill, merge_trees, opened
 from fedhpc.interfaces import Block, Blocks, ClientId, ClientState, Layout, TensorSpec
 
 PREFIX = "round_"
+NAME = re.compile(PREFIX + r"[0-9]{6,9}")
 SHARED = "shared"
 NOTHING: Blocks = {}
+
+
+class OtherModel(ValueError):
+    """A whole checkpoint, of something else."""
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Whatever a parser stumbles over in a checkpoint is one error, which says what to do."""
+    try:
+        yield
+    except OtherModel:
+        raise
+    except (
+        SafetensorError,
+        FileNotFoundError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(
+            f"the checkpoint {folder} is damaged ({type(error).__name__}: {error}); delete that folder to resume from "
+            "the one before it"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------- trees of tensors on disk
@@ -57,7 +87,11 @@ def encode_tree(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def decode_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `encode_tree` was given."""
+    """What `encode_tree` was given.
+
+    Raises:
+        ValueError, KeyError, TypeError, RuntimeError: the tree is not one of its, or names tensors that are not there.
+    """
     if isinstance(node, list):
         return [decode_tree(item, tensors) for item in node]
     if not isinstance(node, dict):
@@ -67,7 +101,13 @@ def decode_tree(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "#tensor" in node:
         return tensors[node["#tensor"]]
     specs = tuple(TensorSpec(n, tuple(sh), tuple(st), o, t) for n, sh, st, o, t in node["specs"])
-    return Block(tensors[node["#block"]], Layout(specs, node["numel"], node["trainable"]))
+    flat = tensors[node["#block"]]
+    if tuple(flat.shape) != (node["numel"],) or not 0 <= node["trainable"] <= node["numel"]:
+        raise ValueError(f"a block of {list(flat.shape)} is said to have {node['numel']} elements")
+    block = Block(flat, Layout(specs, node["numel"], node["trainable"]))
+    for spec in specs:  # a view beyond the buffer is refused by torch
+        block.view(spec)
+    return block
 
 
 def _write_tree(folder: Path, name: str, value: Any) -> None:
@@ -79,11 +119,12 @@ def _write_tree(folder: Path, name: str, value: Any) -> None:
 
 def _read_tree(folder: Path, name: str, like: Blocks) -> Any:
     """A tree that one rank wrote, or the ranks of a slot each its shard of."""
-    trees = [json.loads(path.read_text()) for path in files_of(folder, name, "json")]
-    if len(trees) == 1 and not _sharded(like):
-        return decode_tree(trees[0], load_file(folder / f"{name}.safetensors"))
-    with opened(files_of(folder, name, "safetensors")) as files:
-        return merge_trees(trees, files, like)
+    with reading(folder):
+        trees = [json.loads(path.read_text()) for path in files_of(folder, name, "json")]
+        if len(trees) == 1 and not _sharded(like):
+            return decode_tree(trees[0], load_file(folder / f"{name}.safetensors"))
+        with opened(files_of(folder, name, "safetensors")) as files:
+            return merge_trees(trees, files, like)
 
 
 def _sharded(blocks: Blocks) -> bool:
@@ -113,12 +154,12 @@ def load_blocks(folder: Path, like: Blocks) -> dict[str, Block]:
     paths = files_of(folder, SHARED, "safetensors")
     if not paths:
         raise ValueError(f"{folder} has no {SHARED}.safetensors; delete that folder to resume from the one before it")
-    with opened(paths) as files:
+    with reading(folder), opened(paths) as files:
         stored = Stored(files)
         expected = {f"{b}//{name}": shape for b, block in like.items() for name, shape in whole_shapes(block).items()}
         if expected != stored.shapes:
             odd = sorted(set(expected.items()) ^ set(stored.shapes.items()))[:3]
-            raise ValueError(f"{folder} holds another model than the config describes; the first differences are {odd}")
+            raise OtherModel(f"{folder} holds another model than the config describes; the first differences are {odd}")
         blocks = {b: Block(torch.zeros(block.layout.numel), block.layout) for b, block in like.items()}
         return {b: fill(block, stored, f"{b}//") for b, block in blocks.items()}
 
@@ -197,10 +238,9 @@ class Checkpoints:
         """State of `clients`, whichever slots saved it. like: as in `load_algorithm`."""
         states: dict[ClientId, ClientState] = {}
         for slot in sorted({file.name.split(".")[0] for file in path.glob("clients_*.json")}):
-            trees = [json.loads(file.read_text())["#map"] for file in files_of(path, slot, "json")]
-            wanted = [c for c in trees[0] if int(c) in clients]
-            with opened(files_of(path, slot, "safetensors")) as files:
-                for c in wanted:
+            with reading(path), opened(files_of(path, slot, "safetensors")) as files:
+                trees = [json.loads(file.read_text())["#map"] for file in files_of(path, slot, "json")]
+                for c in [c for c in trees[0] if int(c) in clients]:
                     if len(trees) == 1 and not _sharded(like):
                         states[int(c)] = decode_tree(trees[0][c], _Lazily(files[0]))
                     else:
@@ -208,14 +248,18 @@ class Checkpoints:
         return states
 
     def load_loop(self, path: Path) -> dict[str, Any]:
-        loop: dict[str, Any] = json.loads((path / "loop.json").read_text())
+        with reading(path):
+            loop: dict[str, Any] = json.loads((path / "loop.json").read_text())
+            done = loop["rounds_done"]
+            if not isinstance(done, int) or done < 0:
+                raise ValueError(f"rounds_done is {str(done)[:20]}")
         return loop
 
     def _path(self, rounds_done: int) -> Path:
         return self._folder / f"{PREFIX}{rounds_done:06d}"
 
     def _complete(self) -> list[Path]:
-        return [p for p in self._folder.glob(f"{PREFIX}*") if p.suffix != ".partial" and (p / "loop.json").exists()]
+        return [p for p in self._folder.glob(f"{PREFIX}*") if NAME.fullmatch(p.name) and (p / "loop.json").exists()]
 
 
 class _Lazily(Mapping[str, Tensor]):

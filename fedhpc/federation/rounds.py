@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
-
-from safetensors import SafetensorError
 
 from fedhpc.client.client import DataClient
 from fedhpc.config.schema import RunConfig
@@ -164,15 +161,6 @@ def _resume(run: Run) -> int:
     path = run.checkpoints.latest()
     if path is None:
         return 0
-    try:
-        return _load(run, path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({error}); delete that folder to resume from the one before it"
-        ) from error
-
-
-def _load(run: Run, path: Path) -> int:
     loop = run.checkpoints.load_loop(path)
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)

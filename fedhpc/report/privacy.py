@@ -143,7 +143,7 @@ def sentences(statement: Statement) -> Iterator[str]:
             f"Clients were lost {statement.losses} times in an exchange, and their values are in no sum after that"
             f"{recovered if statement.secure else ''}."
         )
-    if any(name == "update" for _, name in statement.reveals):
+    if statement.ranks > 1 and any(name == "update" for _, name in statement.reveals):
         why = "as it is (aggregation.robust)" if how.get("robust") else "rounded (aggregation.compression)"
         yield (
             f"Each client's own update reached other ranks, {why}: some of its coordinates each, or all of them. Ranks "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,42 @@ def test_a_key_may_override_what_an_anchor_merges_in() -> None:
 def test_python_objects_are_not_built() -> None:
     with pytest.raises(YamlError, match="could not determine a constructor"):
         parse("!!python/object/apply:os.getcwd []")
+
+
+BOMB = "b0: &b0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"b{k}: &b{k} [{', '.join([f'*b{k - 1}'] * 9)}]\n" for k in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (BOMB, "more than 100000 values once aliases are written out"),
+        ("a: &a [*a]\n", "line 1: an alias stands for something that it is part of"),
+        ("[" * 60 + "]" * 60, "nested more than 50 levels deep"),
+        ("[" * 3000, "nested more than 50 levels deep"),
+        ("a: !!int ''\n", "cannot be read"),
+        ("a: !!bool x\n", "cannot be read"),
+        ("a: !!timestamp x\n", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_yaml_that_would_hang_or_crash_is_refused(tmp_path: Path, text: str, line: str) -> None:
+    """Found by tests/fuzz."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        load_config(path)
+
+
+@pytest.mark.parametrize("base", ["/dev/zero", "\\0", "a" * 5000, "."])
+def test_what_is_no_file_is_not_read(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(f'extends: "{base}"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read: "):
+        load_config(path)
+
+
+@pytest.mark.parametrize("value", [".inf", "[1, {a: .nan}]", "!!binary aGk="])
+def test_options_that_json_does_not_know_are_refused(load: Load, value: str) -> None:
+    with pytest.raises(ConfigError, match="model.image.options: .* is no value of an option"):
+        load(f"model.image.options={{output_stride: {value}}}")

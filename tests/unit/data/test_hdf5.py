@@ -150,6 +150,75 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         PackedFile(path)
 
 
+def _replace(file: h5py.File, path: str, data: object) -> None:
+    attrs = dict(file[path].attrs)
+    del file[path]
+    file[path] = data
+    if isinstance(file.get(path, getlink=True), h5py.HardLink):
+        file[path].attrs.update(attrs)
+
+
+def _huge(file: h5py.File) -> None:
+    del file["image"]
+    file.create_dataset("image", (N, 1 << 20, 1 << 20, 3), "u1", chunks=(1, 64, 64, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.attrs.__delitem__("num_rows"), "num_rows is no number of rows"),
+        (lambda f: f.attrs.__setitem__("fedhpc_schema", h5py.Empty("f")), "schema version"),
+        (lambda f: f["label/kind"].attrs.__delitem__("classes"), "label/kind lacks its classes"),
+        (lambda f: f["site"].attrs.__setitem__("names", "[" * 5000), "site lacks its names"),
+        (lambda f: f["tabular/vitals"].attrs.__setitem__("columns", '["x"]'), "has 2 columns and 1 names"),
+        (lambda f: _replace(f, "tabular", np.zeros(3)), r"tabular is no column of a packed file"),
+        (lambda f: _replace(f, "row_id", h5py.SoftLink("/row_id")), "row_id is a link to elsewhere"),
+        (lambda f: _replace(f, "text", h5py.ExternalLink("/etc/passwd", "/")), "text is a link to elsewhere"),
+        (lambda f: _replace(f, "split", np.zeros((N, 2), np.int8)), r"split is int8 \[11, 2\]"),
+        (lambda f: _replace(f, "patient", np.zeros(N)), r"patient is float64 \[11\]"),
+        (lambda f: _replace(f, "mask_row", np.zeros(N - 1, np.int64)), "mask_row has 10 rows, not 11"),
+        (lambda f: f["tokens"].attrs.__setitem__("vocab_size", -1), "tokens lacks vocab_size"),
+        (_huge, "image of .* is larger than the file can hold"),
+    ],
+    ids=range(13),
+)
+def test_what_the_fuzzer_found_is_refused_at_once(tmp_path: Path, change: object, message: str) -> None:
+    pack(tmp_path / "set.h5")
+    with h5py.File(tmp_path / "set.h5", "r+") as file:
+        change(file)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=rf"set.h5.*{message}.*pack it again"):
+        PackedFile(tmp_path / "set.h5")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("image_bytes", {"channels": 2**40}, "image_bytes lacks height, width or channels"),
+        ("image_bytes", {"height": 2**20, "width": 2**20}, "pictures of 1048576 x 1048576 pixels"),
+    ],
+)
+def test_pictures_that_no_memory_holds_are_refused(
+    tmp_path: Path, path: str, value: dict[str, int], message: str
+) -> None:
+    pack(tmp_path / "set.h5", encoded=True)
+    with h5py.File(tmp_path / "set.h5", "r+") as file:
+        file[path].attrs.update(value)
+    with pytest.raises(ValueError, match=message):
+        PackedFile(tmp_path / "set.h5")
+
+
+def test_offsets_and_text_that_are_damaged_are_named_when_they_are_read(tmp_path: Path) -> None:
+    pack(tmp_path / "set.h5", encoded=True)
+    with h5py.File(tmp_path / "set.h5", "r+") as file:
+        file["image_bytes/offsets"][3] = 2**50
+        file["row_id"][2] = b"\xff\xfe"
+    with PackedFile(tmp_path / "set.h5") as packed:
+        with pytest.raises(ValueError, match=r"image_bytes/offsets does not run from 0 to \d+: copy or pack it again"):
+            packed.read("image", np.array([1]))
+        with pytest.raises(ValueError, match="the column row_id is not UTF-8"):
+            packed.row_ids()
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_pack_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), PackWriter(tmp_path / "a.h5", name="a", source="b", licence="c") as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,56 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     assert path is not None
     with pytest.raises(ValueError, match="another model.*net//w"):
         made.load_shared(path, {"net": block([0.0] * 5, [0.0])})
+
+
+def _change(name: str, change: object) -> object:
+    def apply(folder: Path) -> None:
+        tree = json.loads((folder / name).read_text())
+        change(tree)  # type: ignore[operator]
+        (folder / name).write_text(json.dumps(tree))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _change("loop.json", lambda t: t.pop("rounds_done")),
+        _change("loop.json", lambda t: t.update(rounds_done=-1)),
+        lambda folder: (folder / "loop.json").write_text("[" * 100_000),
+        lambda folder: (folder / "loop.json").write_bytes(b"\xff"),
+        lambda folder: (folder / "algorithm.safetensors").unlink(),
+        lambda folder: (folder / "algorithm.json").write_text("{"),
+        lambda folder: (folder / "shared.safetensors").write_bytes(b"x" * 50),
+        lambda folder: (folder / "clients_00000.safetensors").write_bytes(b"x" * 50),
+        lambda folder: (folder / "clients_00000.json").write_text("[]"),
+        _change("clients_00000.json", lambda t: t["#map"]["3"]["#map"]["model"]["#map"]["net"].update(numel=7)),
+        _change("clients_00000.json", lambda t: t["#map"]["3"]["#map"]["model"]["#map"]["net"].pop("specs")),
+        _change("clients_00000.json", lambda t: t["#map"]["3"]["#map"].update(model={"#tensor": "none"})),
+        _change("clients_00000.json", lambda t: t["#map"]["3"]["#map"]["model"]["#map"]["net"]["specs"][0].__setitem__(
+            3, 10**6)),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_whatever_is_damaged_ends_in_one_error_that_says_what_to_do(tmp_path: Path, damage: object) -> None:
+    """Found by tests/fuzz: each of these ended in another library's error, or in none."""
+    made = checkpoints(tmp_path)
+    save(made, 1)
+    damage(tmp_path / "round_000001")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"round_000001 is damaged .*delete that folder to resume"):
+        path = made.latest()
+        assert path is not None
+        made.load_loop(path)
+        made.load_shared(path, {"net": block([0.0, 0.0], [0.0])})
+        made.load_algorithm(path)
+        made.load_states(path, [3])
+
+
+def test_folders_that_are_no_checkpoints_do_not_count(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    save(made, 1)
+    for name in ("round_x", "round_-00001", "round_", "round_000003.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "loop.json").write_text("{}")
+    latest = made.latest()
+    assert latest is not None and latest.name == "round_000001"

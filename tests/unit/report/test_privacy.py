@@ -101,3 +101,5 @@ def test_updates_that_were_compared_or_rounded_are_told(tmp_path: Path) -> None:
     config["aggregation"]["robust"] = None
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert "own update reached other ranks, rounded (aggregation.compression)" in page(folder)
+    alone = finished(tmp_path / "alone", [entry("reduce", "net", revealed=["update"])], secure=False, ranks=1)
+    assert "reached other ranks" not in page(alone)

@@ -1,0 +1,1 @@
+"""Fuzzing of what reads files: packed HDF5, checkpoints, configs. `python -m tests.fuzz --help`."""
