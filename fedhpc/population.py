@@ -86,8 +86,8 @@ def populate(
     modalities = frozenset(packed.modalities)
     records = {c.id: client_record(c, modalities) for c in dealt}
     if prepared is not None:
-        seen = {c.id: held_modalities(c, prepared.reader.has) for c in dealt}
-        records = {c: replace(record, modalities=seen[c]) for c, record in records.items()}
+        has = prepared.reader.has
+        records = {c.id: replace(records[c.id], modalities=held_modalities(c, has)) for c in dealt}
     unseen = unseen_clients(config, dealt)
     sites = {c.id: f"{c.site}{UNSEEN if c.id in unseen else ''}" for c in dealt}
     combinations: Sequence[ClientId] = ()

@@ -28,7 +28,7 @@ SHOWN = (
 )  # fmt: skip
 FEW = ("fedmvp", "fedavg_pairs", "zero_filling")
 ALL = (
-    *FEW, "fedprox_zeros", "creamfl", "image_only", "text_only", "completed_fedavg",
+    *FEW, "fedprox_zeros", "creamfl", "local_zeros", "image_only", "text_only", "completed_fedavg",
     "without_completion", "without_mcm", "without_ram", "plain_averaging",
 )  # fmt: skip
 TUNED_ON = (101,)  # random seeds of `tune`

@@ -45,6 +45,7 @@ class CreamFl(OwnModels):
         super().__init__()
         self._config = config
         self._server: dict[str, Block] = {}
+        self._public: Sequence[Batch] = ()
         self._places: Sequence[Tensor] = ()  # of each public batch's rows among all
 
     def setup(self, fed: Federation) -> None:
@@ -56,6 +57,7 @@ class CreamFl(OwnModels):
                 f"a public batch has {min(sizes, default=0)} rows, and the contrast needs others to tell a row apart "
                 "from; set public.size and public.batch_size to 2 or more, or another public.path"
             )
+        self._public = [without_joint(batch) for batch in fed.public]
         self._places = torch.arange(sum(sizes)).split(sizes)
         self._server = {name: block.clone() for name, block in fed.initial.items()}
         self.width = self._server["embed"]["embed.weight"].shape[0]
@@ -63,10 +65,10 @@ class CreamFl(OwnModels):
     def round(self, fed: Federation, index: int) -> Mapping[str, float]:
         held = self.held(fed)
         at_least_three(len(fed.cohort))
-        self.train_server(fed, [self.contrast] * len(fed.public), self._config.server_epochs)
+        self.train_server(fed, [self.contrast] * len(self._public), self._config.server_epochs)
         seen = dict(zip(OTHER, self.seen_by_server(fed), strict=True))
-        local = fed.reduce(partial(self.train, fed.public, seen), like={}, metrics=("loss", "contrast"))
-        shares = fed.each(partial(self.shares, fed.public, seen))
+        local = fed.reduce(partial(self.train, seen), like={}, metrics=("loss", "contrast"))
+        shares = fed.each(partial(self.shares, seen))
         rows = sum(map(len, self._places))
         ensemble = {
             m: mean_of_shares(fed.sum({c: s[m] for c, s in shares.items()}, shape=(rows, self.width + 1))) for m in held
@@ -95,7 +97,7 @@ class CreamFl(OwnModels):
 
         def steps(client: Client) -> Tensor:
             for _ in range(epochs):
-                for batch, loss in zip(fed.public, losses, strict=True):
+                for batch, loss in zip(self._public, losses, strict=True):
                     client.step(batch, loss, rate=self._config.public_learning_rate)
             update = client.update(self._server)
             return torch.cat([update[name].flat for name in self._server])
@@ -111,7 +113,7 @@ class CreamFl(OwnModels):
         """What the server makes of public pictures and texts: float32 [2,rows,D]."""
 
         def both(client: Client) -> Tensor:
-            return torch.stack([see(fed.public, m, client) for m in OTHER])
+            return torch.stack(list(self.see(client).values()))
 
         return self.by_server(fed, both, (2, sum(map(len, self._places)), self.width)).float()
 
@@ -139,14 +141,14 @@ class CreamFl(OwnModels):
         )
 
     # --------------------------------------------------------------------------------------------------- the clients
-    def train(self, public: Sequence[Batch], seen: Seen, client: Client) -> Contribution:
+    def train(self, seen: Seen, client: Client) -> Contribution:
         """Its own rows, then public rows: near to what the server sees, away from what it saw itself before."""
         client.resume()
-        before = {m: see(public, m, client) for m in OTHER if m in client.modalities}
+        before = {m: own for m, own in self.see(client).items() if m in client.modalities}
         report = client.fit()
         values = []
         for _ in range(self._config.public_epochs):
-            for batch, places in zip(public, self._places, strict=True):
+            for batch, places in zip(self._public, self._places, strict=True):
                 loss = partial(self.regularise, seen, before, places)
                 values.append(client.step(batch, loss, rate=self._config.public_learning_rate))
         contrast = sum(values) / len(values)
@@ -164,16 +166,21 @@ class CreamFl(OwnModels):
             total = total + config.inter * inter + config.intra * intra
         return total
 
-    def shares(self, public: Sequence[Batch], seen: Seen, client: Client) -> Seen:
+    def shares(self, seen: Seen, client: Client) -> Seen:
         """Its part of the sums, float64 [rows,D+1] a modality; zeros for one that it does not hold."""
         client.resume()
         nothing = torch.zeros(sum(map(len, self._places)), self.width + 1, dtype=torch.float64)
         return {
-            m: share_of_mean(see(public, m, client), seen[other].cpu(), self._config.score_temperature)
+            m: share_of_mean(own, seen[OTHER[m]].cpu(), self._config.score_temperature)
             if m in client.modalities
             else nothing
-            for m, other in OTHER.items()
+            for m, own in self.see(client).items()
         }
+
+    def see(self, client: Client) -> Seen:
+        """What the client's present weights make of all public rows, in eval mode, on the CPU."""
+        outputs = [client.outputs(batch) for batch in self._public]
+        return {m: torch.cat([out[m].float().cpu() for out in outputs]) for m in OTHER}
 
     def state_dict(self) -> dict[str, Any]:
         return {"server": self._server}
@@ -183,6 +190,9 @@ class CreamFl(OwnModels):
             self._server[name].flat.copy_(block.flat)
 
 
-def see(public: Sequence[Batch], modality: str, client: Client) -> Tensor:
-    """What the client's present weights make of all public rows, in eval mode: float32 [rows,D], on the CPU."""
-    return torch.cat([client.forward(batch, modality).float().cpu() for batch in public])
+def without_joint(batch: Batch) -> Batch:
+    """The global tokens alone, of cached features: all that r_v and r_t are made of. The joint encoder, which nothing
+    here reads, then has next to nothing to do."""
+    if "image" in batch or not {"image_tokens", "text_tokens"} <= batch.keys():
+        return batch
+    return {name: x[:, :1].contiguous() if name.startswith(("image_", "text_")) else x for name, x in batch.items()}

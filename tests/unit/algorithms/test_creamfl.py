@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedhpc.algorithms.cream_losses import inter_modal_loss, intra_modal_loss, mean_of_shares, share_of_mean
-from fedhpc.algorithms.creamfl import CreamFl
+from fedhpc.algorithms.creamfl import CreamFl, without_joint
 from fedhpc.config.joint import CreamFlConfig
 from fedhpc.data.partition import ClientRows
 from fedhpc.interfaces import Block, Layout, TensorSpec
 from fedhpc.population import held_modalities
 from tests.unit.algorithms.fakes import FakeClient, FakeFederation
+from tests.unit.models.test_joint import batch, build
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -102,12 +103,11 @@ class SeeingClient(FakeClient):
         self.calls.append((self.id, "fit"))
         return super().fit(*args, **options)
 
-    def forward(self, batch: Mapping[str, Tensor], output: str) -> Tensor:
-        table = SERVER[output] if self.serves else self.tables[output]
-        return table[batch["row"]]
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {m: table[batch["row"]] for m, table in (SERVER if self.serves else self.tables).items()}
 
     def step(self, batch: Mapping[str, Tensor], loss: Callable[..., Tensor], *, rate: float | None = None) -> float:
-        value = float(loss({m: self.forward(batch, m) for m in self.tables}, batch))
+        value = float(loss(self.outputs(batch), batch))
         self.calls.append((self.id, "server" if self.serves else "step", value))
         for b in self.own.values():
             b.flat.add_(self._step)
@@ -165,6 +165,30 @@ def test_what_too_few_hold_is_not_summed(caplog: pytest.LogCaptureFixture) -> No
     own = np.stack([fed._clients[k].tables["text"].double().numpy() for k in range(4)])  # type: ignore[attr-defined]
     target = gathered(own, SERVER["image"].double().numpy(), 1.0)
     assert calls[-2][2] == pytest.approx(float(((SERVER["text"].numpy() - target)[:4] ** 2).mean()), abs=1e-6)
+
+
+def test_public_rows_are_cut_to_what_is_read_of_them() -> None:
+    tokens = {
+        "image_tokens": torch.randn(2, 5, 3),
+        "text_tokens": torch.randn(2, 4, 3),
+        "text_mask": torch.ones(2, 4) > 0,
+    }
+    cut = without_joint({**tokens, "row": torch.arange(2)})
+    assert {name: tuple(x.shape) for name, x in cut.items()} == {
+        "image_tokens": (2, 1, 3), "text_tokens": (2, 1, 3), "text_mask": (2, 1), "row": (2,),
+    }  # fmt: skip
+    assert all(torch.equal(cut[name][:, 0], x[:, 0]) for name, x in tokens.items())
+    patches = {**tokens, "image": torch.randn(2, 3, 8, 8)}  # concat: features needs as many positions of both
+    assert without_joint(patches) is patches
+
+
+def test_representations_of_modalities_need_no_more() -> None:
+    model = build(pictures="tokens", concat="sequence").eval()
+    whole = {**batch(), **model.features(batch())}
+    features = {name: x for name, x in whole.items() if name.startswith(("image_", "text_"))}
+    full, cut = model(features), model(without_joint(features))
+    for m in ("image", "text"):
+        assert torch.equal(full[m], cut[m])
 
 
 def test_no_server_training_no_server_steps_before_the_clients() -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,9 @@ STUDY = load()
 def test_a_setting_is_valid_and_says_what_it_is_named_for(setting: str) -> None:
     told = STUDY.SETTINGS[setting]
     for arm in told.arms:
-        config = load_config(STUDY.CONFIGS / f"{arm}.yaml", STUDY.overrides(setting, arm, 7, Path("out")))
+        config: Any = load_config(STUDY.CONFIGS / f"{arm}.yaml", STUDY.overrides(setting, arm, 7, Path("out")))
         assert config.random_seed == 7 and config.missing is not None and config.public is not None
-        for modality in config.model.modalities:  # type: ignore[union-attr]
+        for modality in config.model.modalities:
             owner = STUDY.sources(setting)[modality]
             frozen = getattr(config.model, modality)
             assert frozen.pretrained.endswith(f"out/{owner}/encoders_7/{modality}") and frozen.freeze
@@ -42,12 +43,12 @@ def test_a_setting_is_valid_and_says_what_it_is_named_for(setting: str) -> None:
             assert (pre.partition, pre.missing, pre.public) == (config.partition, config.missing, config.public)
             assert pre.data.max_tokens == 40 and config.data.max_tokens == (
                 40 if "text" in config.model.modalities else None
-            )  # type: ignore[union-attr]
+            )
             assert getattr(pre.model, modality).name == frozen.name
 
 
 def test_settings_differ_in_what_they_are_named_for() -> None:
-    found = {}
+    found: dict[str, Any] = {}
     for setting in STUDY.SETTINGS:
         found[setting] = load_config(STUDY.CONFIGS / "fedmvp.yaml", STUDY.overrides(setting, "fedmvp", 1, Path("out")))
     assert [found[s].missing.ratio for s in ("beta_0.3", "beta_0.5", "main")] == [[0.3], [0.5], [0.8]]

@@ -16,6 +16,7 @@ from fedhpc.data.known import check_packed
 from fedhpc.data.select import client_rows, public_rows, usable_rows
 from fedhpc.data.text import encode_texts, train_wordpiece
 from fedhpc.examples import examples_of
+from fedhpc.federation.evaluate import JointScorer
 from fedhpc.population import Population
 from tests.conftest import ROOT
 
@@ -90,5 +91,6 @@ def test_wrong_labels_are_trained_on_and_not_scored(path: Path, tmp_path: Path) 
     moved = np.flatnonzero(found.given["label"].numpy() != labels)
     assert set(moved) == {row for c in dealt if c.id % 2 for row in c.train if labels[row] >= 0} and len(moved)
     assert torch.equal(found.given["has_image"], given["has_image"])
+    assert isinstance(found.scorer, JointScorer)
     np.testing.assert_array_equal(found.scorer._label.numpy(), labels)
     assert (tmp_path / "noisy_labels.csv").is_file()
