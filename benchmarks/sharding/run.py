@@ -1,15 +1,16 @@
-"""Local steps of a sharded client beside bare DeepSpeed on the same ranks, and what its model takes of memory.
+"""Local steps of a sharded client beside bare DeepSpeed on as many ranks, and what its model takes of memory.
 
     python benchmarks/sharding/run.py --ranks 2 --width 256 --depth 4 --zero 3 [--out benchmarks/results/NAME]
 
-Both arms train the same ViT and BERT with the same rows on the same ranks, turn about, in one process a rank: the bare
-arm is `deepspeed.initialize`, a forward pass over the rank's rows, torch's differentiable all_gather of the embeddings,
-the loss, backward and step. What fedhpc adds is dealing the rows, its gather, learning rates and bookkeeping.
+Both arms train the same ViT and BERT with the same rows: the bare arm is `deepspeed.initialize`, a forward pass over the
+rank's rows, torch's differentiable all_gather of the embeddings, the loss, backward and step. What fedhpc adds is dealing
+the rows, its gather, learning rates and bookkeeping.
 
-Throughput: both arms in one process a rank, turn about, who begins changing with every turn; as often as --repetitions
-says, in new processes. Ratios are taken between neighbouring turns. Memory: each arm alone in new processes, peak of
-the resident set less what was resident before the model. Bytes: axis "client" by the ledger, for an exchange of all
-blocks; axis "shard" by counting what is handed to torch.distributed in a step.
+Each arm has processes of its own, as DeepSpeed keeps some of its state by process. All stand at the same time and take
+turns of a few steps, who begins changing with every turn; the others wait for a message and use no processor. That as
+often as --repetitions says, in new processes. Ratios are taken between neighbouring turns. Memory: peak of the resident
+set less what was resident before the model. Bytes: axis "client" by the ledger, for an exchange of all blocks; axis
+"shard" by counting what is handed to torch.distributed in a step.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +58,19 @@ def config_of(args: argparse.Namespace) -> Any:
     )
 
 
-def rank_main(rank: int, args: argparse.Namespace, arms: tuple[str, ...], port: int, out: Any) -> None:
+def rank_main(rank: int, args: argparse.Namespace, arm: str, port: int, pipe: Connection) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(args.ranks), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": args.device}
+    warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     import torch.distributed as dist
 
     device = torch.device(args.device, rank) if args.device == "cuda" else torch.device("cpu")
     dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    result = measure(args, device, arms)
-    if rank == 0:
-        out.put(result)
+    made = Arm(args, device, arm)
+    pipe.send("ready")
+    while (asked := pipe.recv()) != "end":
+        pipe.send(made.turn() if asked == "turn" else made.accounts())
     dist.barrier()
 
 
@@ -113,85 +117,94 @@ class Counted:
         return counting
 
 
-def measure(args: argparse.Namespace, device: torch.device, arms: tuple[str, ...]) -> dict[str, Any]:
-    import torch.distributed as dist
+class Arm:
+    """One of the two, on one rank."""
 
-    from fedhpc.algorithms.objectives import build_loss
-    from fedhpc.client.zero import ZeroEngine, start_deepspeed
-    from fedhpc.client.zero_rows import Ranks
-    from fedhpc.comm.collectives import Collectives
-    from fedhpc.comm.ledger import Ledger
-    from fedhpc.comm.mesh import build_mesh
-    from fedhpc.comm.sums import Sums
-    from fedhpc.interfaces import Contribution, DataSpec
-    from fedhpc.models.zoo import build_model
-    from fedhpc.process import keep_heap
-    from fedhpc.runtime import LARGEST_ON_HEAP
+    def __init__(self, args: argparse.Namespace, device: torch.device, arm: str) -> None:
+        from fedhpc.algorithms.objectives import build_loss
+        from fedhpc.client.zero import ZeroEngine, start_deepspeed
+        from fedhpc.client.zero_rows import Ranks
+        from fedhpc.comm.mesh import build_mesh
+        from fedhpc.interfaces import DataSpec
+        from fedhpc.models.zoo import build_model
+        from fedhpc.process import keep_heap
+        from fedhpc.runtime import LARGEST_ON_HEAP
 
-    keep_heap(LARGEST_ON_HEAP)  # for both arms
-    config = config_of(args)
-    spec = DataSpec(1, (64, 64), vocab_size=400, max_tokens=32)
-    mesh = build_mesh(args.ranks, device.type)
-    start_deepspeed(Ranks(mesh.shard_index, mesh.shard, mesh.shard_group), device)  # for both: compiles nothing
+        keep_heap(LARGEST_ON_HEAP)  # for both
+        config = config_of(args)
+        spec = DataSpec(1, (64, 64), vocab_size=400, max_tokens=32)
+        self.device = device
+        self.mesh = build_mesh(args.ranks, device.type)
+        # For both: DeepSpeed would compile something for minutes that serves inference.
+        start_deepspeed(Ranks(self.mesh.shard_index, self.mesh.shard, self.mesh.shard_group), device)
 
-    def build() -> Any:
-        torch.manual_seed(0)
-        return build_model(config.model, spec, config.objective)
+        def build() -> Any:
+            torch.manual_seed(0)
+            return build_model(config.model, spec, config.objective)
 
-    loss = build_loss(config)
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        {
-            "image": torch.randn(args.batch, 1, 64, 64, generator=generator).to(device),
-            "tokens": torch.randint(1, 400, (args.batch, 32), generator=generator).to(device),
-        }
-        for _ in range(SPLIT)
-    ]
-    small = config.model.model_copy(update={"image": load_small().image, "text": load_small().text})
-    build_model(small, spec, config.objective)  # libraries are imported
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    result: dict[str, Any] = {}
-    turns: dict[str, Any] = {}
-    if "fedhpc" in arms:
-        engine = ZeroEngine(build, loss, config.fit, config.sharding, device, mesh)
-        result["parameters"] = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-        turns["fedhpc"] = lambda: engine.fit(batches, lambda step: 1e-3)
-    if "bare" in arms:
-        turns["bare"] = bare_turn(args, config, build, loss, batches, mesh)
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    cpu: dict[str, list[float]] = {name: [] for name in turns}
-    for turn in range(args.turns + 1):
-        order = list(turns) if turn % 2 else list(turns)[::-1]
-        for name in order:
-            dist.barrier()
-            start, start_cpu = time.perf_counter(), time.process_time()
-            turns[name]()
-            spent = time.process_time() - start_cpu
-            dist.barrier()
-            if turn:  # the first warms up
-                seconds[name].append((time.perf_counter() - start) / SPLIT)
-                cpu[name].append(spent / SPLIT)
-    result["seconds_a_step"] = seconds
-    result["cpu_seconds_a_step"] = cpu
-    print(arms, json.dumps(seconds), json.dumps(cpu), file=sys.stderr, flush=True)
-    if len(turns) == 1:
-        result["peak_mib"] = resident("VmHWM") - before
+        loss = build_loss(config)
+        generator = torch.Generator().manual_seed(0)
+        batches = [
+            {
+                "image": torch.randn(args.batch, 1, 64, 64, generator=generator).to(device),
+                "tokens": torch.randint(1, 400, (args.batch, 32), generator=generator).to(device),
+            }
+            for _ in range(SPLIT)
+        ]
+        small = config.model.model_copy(update={"image": load_small().image, "text": load_small().text})
+        build_model(small, spec, config.objective)  # libraries are imported
+        self._before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        self._engine: Any = None
+        if arm == "fedhpc":
+            engine = self._engine = ZeroEngine(build, loss, config.fit, config.sharding, device, self.mesh)
+            self._run: Callable[[], Any] = lambda: engine.fit(batches, lambda step: 1e-3)
+        else:
+            self._run = bare_turn(args, config, build, loss, batches, self.mesh)
+
+    def turn(self) -> tuple[float, float]:
+        """Seconds a step, on the clock and of this rank's processor."""
+        import torch.distributed as dist
+
+        dist.barrier()
+        start, start_cpu = time.perf_counter(), time.process_time()
+        self._run()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        spent = time.process_time() - start_cpu
+        dist.barrier()
+        return (time.perf_counter() - start) / SPLIT, spent / SPLIT
+
+    def accounts(self) -> dict[str, Any]:
+        """Memory and bytes, after some turns."""
+        result: dict[str, Any] = {"peak_mib": resident("VmHWM") - self._before}
         with Counted() as counted:
-            turns[arms[0]]()
+            self._run()
         result["shard_axis_bytes_a_step"] = {name: count / SPLIT for name, count in counted.bytes.items()}
-    if arms == ("fedhpc",):
-        shared = engine.weights.shared
+        if self._engine is not None:
+            result |= self._of_the_exchange()
+        return result
+
+    def _of_the_exchange(self) -> dict[str, Any]:
+        from fedhpc.comm.collectives import Collectives
+        from fedhpc.comm.ledger import Ledger
+        from fedhpc.comm.sums import Sums
+        from fedhpc.interfaces import Contribution
+
+        engine = self._engine
+        shared = dict(engine.weights.shared.items())
         ledger = Ledger()
-        sums = Sums(Collectives(mesh, ledger, 1 << 28), "fixed_point", 32)
-        mean = sums.weighted_mean(dict(shared.items()), (), 2, device, "reduce")
-        mean.add(Contribution(engine.difference(dict(shared.items())), 1.0))
+        sums = Sums(Collectives(self.mesh, ledger, 1 << 28), "fixed_point", 32)
+        mean = sums.weighted_mean(shared, (), 2, self.device, "reduce")
+        mean.add(Contribution(engine.difference(shared), 1.0))
         mean.finish()
-        result["client_axis_bytes_an_exchange"] = ledger.entries[0].num_bytes
         del shared, sums, mean
-        result["model_state_bytes"] = model_state_bytes(engine)
-        result["largest_tensor_elements"] = largest_tensor(lambda: engine.fit(batches[:2], lambda step: 1e-3))
-    return result
+        return {
+            "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()),
+            "client_axis_bytes_an_exchange": ledger.entries[0].num_bytes,
+            "model_state_bytes": model_state_bytes(engine),
+            "largest_tensor_elements": largest_tensor(self._run),
+        }
 
 
 def model_state_bytes(engine: Any) -> int:
@@ -278,13 +291,47 @@ def bare_turn(args: Any, config: Any, build: Any, loss: Any, batches: Any, mesh:
     return turn
 
 
-def start(args: argparse.Namespace, *arms: str) -> dict[str, Any]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    out = mp.get_context("spawn").SimpleQueue()
-    mp.start_processes(rank_main, args=(args, arms, port, out), nprocs=args.ranks, start_method="spawn")
-    result: dict[str, Any] = out.get()
-    return result
+class Group:
+    """The processes of one arm."""
+
+    def __init__(self, args: argparse.Namespace, arm: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        context = mp.get_context("spawn")
+        self._pipes = []
+        for rank in range(args.ranks):
+            mine, theirs = context.Pipe()
+            context.Process(target=rank_main, args=(rank, args, arm, port, theirs), daemon=True).start()
+            theirs.close()
+            self._pipes.append(mine)
+        self._answers()
+
+    def _answers(self) -> Any:
+        return [pipe.recv() for pipe in self._pipes][0]
+
+    def ask(self, what: str) -> Any:
+        """Rank 0's answer, when all have answered."""
+        for pipe in self._pipes:
+            pipe.send(what)
+        return self._answers() if what != "end" else None
+
+
+def play(args: argparse.Namespace) -> dict[str, Any]:
+    """One repetition: both arms in turns, then their accounts."""
+    groups = {arm: Group(args, arm) for arm in ("fedhpc", "bare")}
+    seconds: dict[str, list[float]] = {arm: [] for arm in groups}
+    cpu: dict[str, list[float]] = {arm: [] for arm in groups}
+    for turn in range(args.turns + 1):
+        for arm in list(groups) if turn % 2 else list(groups)[::-1]:
+            clock, processor = groups[arm].ask("turn")
+            if turn:  # the first warms up
+                seconds[arm].append(clock)
+                cpu[arm].append(processor)
+    accounts = {arm: group.ask("accounts") for arm, group in groups.items()}
+    for group in groups.values():
+        group.ask("end")
+    print(json.dumps({"seconds": seconds, "cpu": cpu}), file=sys.stderr, flush=True)
+    return {"seconds": seconds, "cpu": cpu, "accounts": accounts}
 
 
 def commit() -> str:
@@ -330,13 +377,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     load = os.getloadavg()
-    alone = {arm: start(args, arm) for arm in ("fedhpc", "bare")}
-    played = [start(args, "fedhpc", "bare") for _ in range(args.repetitions)]
-    repetitions = [one["seconds_a_step"] for one in played]
+    played = [play(args) for _ in range(args.repetitions)]
+    repetitions, cpu = [one["seconds"] for one in played], [one["cpu"] for one in played]
     ratios = [[b / f for b, f in zip(r["bare"], r["fedhpc"], strict=True)] for r in repetitions]
     # Processor time of rank 0: what other work on the machine moves far less.
-    cpu = [one["cpu_seconds_a_step"] for one in played]
     cpu_ratios = [[b / f for b, f in zip(r["bare"], r["fedhpc"], strict=True)] for r in cpu]
+    alone = played[0]["accounts"]
     parameters = alone["fedhpc"]["parameters"]
     sent = alone["fedhpc"]["client_axis_bytes_an_exchange"]
     states = alone["fedhpc"]["model_state_bytes"]
