@@ -35,7 +35,7 @@ def curves(path: Path) -> Curves:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         if row["client"].startswith(COMBINATION) and row["split"] == "val":
-            found.setdefault(row["client"].removeprefix(COMBINATION), {})[row["round"]] = row["balanced_accuracy"]
+            found.setdefault(row["client"].removeprefix(COMBINATION), {})[row["round"] + 1] = row["balanced_accuracy"]
     return found
 
 
