@@ -2,9 +2,9 @@
 
     python benchmarks/sharding/run.py --ranks 2 --width 256 --depth 4 --zero 3 [--out benchmarks/results/NAME]
 
-Both arms train the same ViT and BERT with the same rows: the bare arm is `deepspeed.initialize`, a forward pass over the
-rank's rows, torch's differentiable all_gather of the embeddings, the loss, backward and step. What fedhpc adds is dealing
-the rows, its gather, learning rates and bookkeeping.
+Both arms train the same ViT and BERT with the same rows: the bare arm is `deepspeed.initialize`, a forward pass over
+the rank's rows, torch's differentiable all_gather of the embeddings, the loss, backward and step. What fedhpc adds is
+dealing the rows, its gather, learning rates and bookkeeping.
 
 Each arm has processes of its own, as DeepSpeed keeps some of its state by process. All stand at the same time and take
 turns of a few steps, who begins changing with every turn; the others wait for a message and use no processor. That as
@@ -16,7 +16,6 @@ set less what was resident before the model. Bytes: axis "client" by the ledger,
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import socket
@@ -32,6 +31,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from gauges import Counted, largest_tensor, model_state_bytes, resident
 
 SPLIT = 4  # steps a turn of an arm
 
@@ -72,49 +72,6 @@ def rank_main(rank: int, args: argparse.Namespace, arm: str, port: int, pipe: Co
     while (asked := pipe.recv()) != "end":
         pipe.send(made.turn() if asked == "turn" else made.accounts())
     dist.barrier()
-
-
-def resident(key: str) -> float:
-    """MiB of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) / 1024
-
-
-class Counted:
-    """Bytes that a rank hands to torch.distributed, by call, while it is entered."""
-
-    def __init__(self) -> None:
-        import torch.distributed as dist
-        from deepspeed.comm import comm
-
-        self.bytes: dict[str, int] = {}
-        positions = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 0, "broadcast": 0}
-        positions |= {"all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
-        self._calls = [(dist, name, name, position) for name, position in positions.items()]
-        # DeepSpeed keeps these two from its start.
-        self._calls += [(comm.cdb, "all_gather_function", "all_gather_into_tensor", 1)]
-        self._calls += [(comm.cdb, "reduce_scatter_function", "reduce_scatter_tensor", 1)]
-        self._originals = [getattr(owner, attribute) for owner, attribute, _, _ in self._calls]
-
-    def __enter__(self) -> Counted:
-        for (owner, attribute, name, position), call in zip(self._calls, self._originals, strict=True):
-            setattr(owner, attribute, self._counting(name, call, position))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for (owner, attribute, _, _), call in zip(self._calls, self._originals, strict=True):
-            setattr(owner, attribute, call)
-
-    def _counting(self, name: str, call: Any, position: int) -> Any:
-        names = ("tensor", "input_tensor", "input", "input_list")
-
-        def counting(*given: Any, **named: Any) -> Any:
-            sent = given[position] if len(given) > position else next(named[n] for n in names if n in named)
-            sent = sent if isinstance(sent, list | tuple) else [sent]
-            self.bytes[name] = self.bytes.get(name, 0) + sum(tensor.nbytes for tensor in sent)
-            return call(*given, **named)
-
-        return counting
 
 
 class Arm:
@@ -207,46 +164,6 @@ class Arm:
         }
 
 
-def model_state_bytes(engine: Any) -> int:
-    """Of all tensors that are alive on this rank: weights, gradients, moments, batches. What an engine keeps for
-    an exchange is given back first; DeepSpeed's bucket for gradients on their way is not counted."""
-    engine.weights.load(dict(engine.weights.shared.items()))  # gives back what the last forward pass gathered
-    engine._difference.clear()
-    gc.collect()
-    alive: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == engine.device.type:
-            storage = thing.untyped_storage()
-            alive[storage.data_ptr()] = storage.nbytes()
-    optimizer = engine._deepspeed.optimizer
-    for bucket in getattr(optimizer, "ipg_buckets", {}).values():
-        buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
-        for buffer in buffers:
-            if isinstance(buffer, torch.Tensor):
-                alive.pop(buffer.untyped_storage().data_ptr(), None)
-    return sum(alive.values())
-
-
-def largest_tensor(fn: Callable[[], Any]) -> int:
-    """Elements of the largest tensor that any operation of fn makes."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, list | tuple) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-                    Largest.elements = max(Largest.elements, elements)
-            return out
-
-    with Largest():
-        fn()
-    return Largest.elements
-
-
 def load_small() -> Any:
     from fedhpc.config import load_config
 
@@ -307,7 +224,8 @@ class Group:
         self._answers()
 
     def _answers(self) -> Any:
-        return [pipe.recv() for pipe in self._pipes][0]
+        first, *_ = [pipe.recv() for pipe in self._pipes]
+        return first
 
     def ask(self, what: str) -> Any:
         """Rank 0's answer, when all have answered."""

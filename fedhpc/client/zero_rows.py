@@ -20,6 +20,8 @@ from fedhpc.interfaces import Batch
 
 # Outputs whose only use is to be handed to a twin of the model in its batch: large, so they stay with their rows.
 PASSED_ON = ("image_tokens", "text_tokens")
+# Outputs [1] of a parameter. Known by name: what ZeRO-3 hands out is no nn.Parameter any more.
+WITHOUT_ROWS = ("log_temperature", "logit_bias")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Outputs(Mapping[str, Any]):
             tensor = self._own[name]
             if name in PASSED_ON:
                 self._whole[name] = OwnRows(tensor)
-            elif isinstance(tensor, nn.Parameter):  # a temperature: no rows
+            elif name in WITHOUT_ROWS:
                 self._whole[name] = tensor
             else:
                 self._whole[name] = self._rows.gather(tensor)

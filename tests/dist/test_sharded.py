@@ -125,6 +125,16 @@ def test_losses_are_the_unsharded_ones(name: str, zero: int, phantom: str, tmp_p
         check_bytes(tmp_path, name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [3, 2])
+def test_learned_temperatures_and_biases(zero: int, phantom: str, tmp_path: Path) -> None:
+    """They are outputs without rows, and their gradient is whole on every rank."""
+    common = (phantom, "rounds=2", "objective={name: siglip}", SGD.replace("0.05", "0.005"))
+    run(CONFIG, 1, tmp_path / "whole", *common, *WHOLE)
+    run(CONFIG, 2, tmp_path / "two", *common, f"sharding.zero={zero}")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
 def check_bytes(folder: Path, name: str) -> None:
     """A rank sends its shards; blocks that stand are not sent."""
     first = {run: pages(folder / run)[0]["entries"] for run in ("four", "whole")}
@@ -268,20 +278,21 @@ def test_kill_9_of_a_shard_and_restart(phantom: str, tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------- the engine alone
 def net() -> Any:
-    """2.1 million parameters in eight equal layers, and batch normalisation."""
+    """2.1 million parameters in eight equal layers, batch normalisation and a temperature."""
     import torch
     from torch import nn
 
     class Net(nn.Module):
-        block_prefixes: Mapping[str, tuple[str, ...]] = {"body": ("body.",), "head": ("head.",)}
+        block_prefixes: Mapping[str, tuple[str, ...]] = {"body": ("body.",), "head": ("head.", "log_temperature")}
 
         def __init__(self) -> None:
             super().__init__()
             self.body = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.Tanh()) for _ in range(8)))
             self.head = nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, 3))
+            self.log_temperature = nn.Parameter(torch.full((1,), 0.5))
 
         def forward(self, batch: Any) -> dict[str, Any]:
-            return {"logits": self.head(self.body(batch["x"]))}
+            return {"logits": self.head(self.body(batch["x"])), "log_temperature": self.log_temperature}
 
     torch.manual_seed(0)
     return Net()
@@ -310,7 +321,7 @@ def engines(zero: int) -> tuple[Any, Any, Any, list[Any]]:
     config = FitConfig.model_validate({"steps": 1, "channels_last": False, "clip_norm": 0.5, "optimizer": optimizer})
 
     def loss(out: Any, batch: Any) -> Any:
-        return cross_entropy(out["logits"], batch["y"])
+        return cross_entropy(out["logits"] / out["log_temperature"].exp(), batch["y"])
 
     cpu = torch.device("cpu")
     sharded = ZeroEngine(net, loss, config, ShardingConfig.model_validate({"zero": zero}), cpu, mesh)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedhpc.cli import app
 from fedhpc.config.load import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.interfaces import DataSpec
@@ -110,3 +113,23 @@ def test_data_that_are_elsewhere_and_models_that_do_not_fit(monkeypatch: pytest.
     refuse_too_large(made, Elements(700, 0), on_cpu=True)  # 40 bytes each
     with pytest.raises(ValueError, match="one process: 0.0 GiB, and 0.0 GiB are free; plan on a larger machine"):
         refuse_too_large(made, Elements(800, 0), on_cpu=True)
+
+
+def test_the_command_prints_it_and_refuses_what_has_no_effect() -> None:
+    def plan(*arguments: str, name: str = "sharded") -> tuple[int, str]:
+        shown = CliRunner().invoke(app, ["plan", str(SMOKE / f"{name}.yaml"), "data.max_tokens=16", *arguments])
+        return shown.exit_code, shown.output
+
+    elsewhere = ("--memory", "--pictures", "1x32x32", "--vocabulary", "278")
+    code, out = plan(*elsewhere)
+    assert code == 0, out
+    elements = count(config(), SPEC)
+    assert f"{elements.parameters:,} parameters, 2 ranks a client, ZeRO-3, float32, fedavg." in out
+    assert (
+        re.search(r"model states +│ +(\d+) KiB", out)[1] == f"{rank_memory(config(), elements).model_states / 1024:.0f}"
+    )  # type: ignore[index]
+    assert plan(*elsewhere, "--ranks", "2")[0] == plan("--pictures", "1x32x32")[0] == 2
+    code, out = plan("--memory", "--pictures", "large", "--vocabulary", "9")
+    assert code == 2 and "such as 1x224x224" in out
+    code, out = plan(*elsewhere, "model.image.name=vit_tinny")
+    assert code == 2 and "Traceback" not in out
