@@ -8,6 +8,7 @@ of each network does it, on public data only, and what it comes to is shared.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -46,8 +47,10 @@ class FedDF(OwnModels):
         self._move(local.mean)
         sizes = [len(batch["row"]) for batch in fed.public]
         mean = fed.sum(logits, shape=(sum(sizes), self.num_classes)) / len(fed.cohort)
-        first = set({c % self._networks: c for c in sorted(fed.cohort, reverse=True)}.values())
-        distilled = fed.reduce(partial(self.distill, fed.public, mean.float().split(sizes), first), like=self.shared)
+        player = {c % self._networks: c for c in sorted(fed.cohort, reverse=True)}
+        owners = Counter(c % self._networks for c in fed.cohort)
+        distill = partial(self.distill, fed.public, mean.float().split(sizes), player, owners)
+        distilled = fed.reduce(distill, like=self.shared)
         self._move(distilled.mean)
         return local.metrics
 
@@ -64,24 +67,37 @@ class FedDF(OwnModels):
         return Contribution(self._update(client), float(client.num_examples), {"loss": report.loss})
 
     def distill(
-        self, public: Sequence[Batch], targets: Sequence[Tensor], first: set[ClientId], client: Client
+        self,
+        public: Sequence[Batch],
+        targets: Sequence[Tensor],
+        player: Mapping[int, ClientId],
+        owners: Mapping[int, int],
+        client: Client,
     ) -> Contribution:
-        """The mean model of a network learns what all say; done by the `first` client that has it."""
-        if client.id not in first:
-            return Contribution({}, 0.0)
-        client.load(self.personal(client))
+        """The mean model of a network learns what all say. One client of those that have it does so, for all of them:
+        the others send zeros, so that the sum has as many parts as masks ask for."""
+        network = client.id % self._networks
+        shared = self.personal(client)
+        if client.id != player[network]:
+            nothing = {name: Block(torch.zeros_like(b.flat), b.layout) for name, b in shared.items()}
+            return Contribution(self._named(client, nothing), 1.0)
+        client.load(shared)
         for _ in range(self._config.distill_epochs):
             for batch, target in zip(public, targets, strict=True):
                 client.step(batch, towards(target, "kl"), rate=self._config.public_learning_rate)
-        return Contribution(self._update(client), 1.0)
+        update = client.update(shared)
+        whole = {name: Block(b.flat * owners[network], b.layout) for name, b in update.items()}
+        return Contribution(self._named(client, whole), 1.0)
 
     def personal(self, client: Client) -> Blocks:
         prefix = self._prefix(client)
         return {name.removeprefix(prefix): b for name, b in self.shared.items() if name.startswith(prefix)}
 
     def _update(self, client: Client) -> dict[str, Block]:
-        prefix = self._prefix(client)
-        return {prefix + name: block for name, block in client.update(self.personal(client)).items()}
+        return self._named(client, client.update(self.personal(client)))
+
+    def _named(self, client: Client, blocks: Blocks) -> dict[str, Block]:
+        return {self._prefix(client) + name: block for name, block in blocks.items()}
 
     def _prefix(self, client: Client) -> str:
         return f"{client.id % self._networks}/"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from fedhpc.config.algorithms import POOLED
 from fedhpc.config.checks_robust import known_clients
-from fedhpc.config.schema import ColumnPartition, FusionConfig, RunConfig
+from fedhpc.config.distillation import FedDFConfig
+from fedhpc.config.schema import ClassifierConfig, ColumnPartition, FusionConfig, RunConfig
 
 MOST_BITS_OF_32 = 20  # behind the point: 10 bits are left for weights, values and clients
 
@@ -40,6 +41,14 @@ def check_secure(config: RunConfig) -> Iterator[str]:
         yield f"cohort.size = {size}, {too_few}; set cohort.size: {least} or more"
     elif clients is not None and clients < least:
         yield f"the partition has {clients} clients that train, {too_few}; set a partition of {least} or more"
+    elif isinstance(config.algorithm, FedDFConfig) and isinstance(config.model, ClassifierConfig):
+        networks = len(config.model.networks or "1")
+        if clients is not None and clients // networks < least:
+            yield (
+                f"algorithm.name = feddf averages the models of one network, and of {clients} clients {networks} "
+                f"networks have {clients // networks} each, {too_few}; set {networks * least} clients, or fewer "
+                "model.networks"
+            )
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:

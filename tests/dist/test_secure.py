@@ -77,6 +77,8 @@ def test_every_algorithm_gives_the_same_bits_under_masks(name: str, when: str, p
     if "own.h5" in options[0]:  # several modalities: three owners of every block, also without who is lost
         several = "{preset: tri_modal, min_contributors: 3}" if when == "nobody" else "{preset: upper_bound}"
         options.append(f"modalities={several}")
+    if name == "feddf":  # whose means are over the clients of one network
+        options.append("model.networks=[test_resnet]")
     if when != "nobody":
         options.append(f"cohort.dropout={{probability: 0.3, when: {when}}}")
     plain = run(SMOKE / f"{name}.yaml", 1, tmp_path / "plain", *options)

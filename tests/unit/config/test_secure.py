@@ -55,3 +55,11 @@ def test_who_is_shown_follows_the_masks_unless_told(load: Load) -> None:
     assert check(load(SECURE, shown, "partition={kind: column, column: site, leave_out: [site-a]}")) == []
     assert check(load(CLASSIFIER, "data.label=x", SECURE)) == []
     assert check(load(SECURE, "mesh.shard=2")) == []  # each shard is masked by itself
+
+
+def test_means_of_one_network_need_enough_clients_of_it(problems: Problems) -> None:
+    feddf = (SECURE, "algorithm={name: feddf}", "public={size: 8}", "data.label=finding")
+    two = "model={kind: classifier, networks: [resnet10t, resnet18]}"
+    (line,) = problems(*feddf, two)
+    assert "of 4 clients 2 networks have 2 each" in line and "set 6 clients, or fewer model.networks" in line
+    assert problems(*feddf, two, "partition.num_clients=6") == []
