@@ -29,11 +29,11 @@ def test_outputs_are_gathered_but_for_parameters_and_what_is_handed_on() -> None
 
     def run(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         given = batch.get("image_tokens", batch["x"])
-        return {"y": 2 * given, "image_tokens": given + 1, "scale": scale}
+        return {"y": 2 * given, "image_tokens": given + 1, "log_temperature": scale}
 
     model = SplitModel(run, ranks(0, 1), torch.bfloat16)
     out = model({"x": torch.ones(3, 2), "n": torch.arange(3)})
-    assert out["y"].dtype == torch.bfloat16 and out["scale"] is scale
+    assert out["y"].dtype == torch.bfloat16 and out["log_temperature"] is scale
     assert "image_tokens" in PASSED_ON and not isinstance(out["image_tokens"], torch.Tensor)
     again = model({"x": torch.ones(3, 2), "image_tokens": out["image_tokens"]})
     assert again["y"].tolist() == [[4.0, 4.0]] * 3
