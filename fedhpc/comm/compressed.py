@@ -11,16 +11,15 @@ values are sent, so that weights stay with their clients; they are added up as i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fedhpc.comm.codecs import ALIGNMENT, Bf16, Int8, TopK
-from fedhpc.comm.ledger import Operation
 from fedhpc.comm.sums import Sums
-from fedhpc.comm.updates import Posting, UpdateExchange
-from fedhpc.interfaces import Blocks, ClientId, ClientState, Contribution, Reduced
+from fedhpc.comm.updates import Announced, UpdateExchange
+from fedhpc.interfaces import ClientId, ClientState, Contribution, Reduced
 
 RESIDUAL = "fedhpc/residual"  # in client state: what error feedback still owes, float32 [t]
 Codec = Bf16 | Int8 | TopK
@@ -40,14 +39,9 @@ class CompressedMean(UpdateExchange):
         generator: Callable[[ClientId], torch.Generator],
         state_of: Callable[[ClientId], ClientState] | None,
         sums: Sums,
-        like: Blocks,
-        metrics: Sequence[str],
-        max_terms: int,
-        device: torch.device,
-        operation: Operation,
-        posting: Posting,
+        announced: Announced,
     ) -> None:
-        super().__init__(sums, like, metrics, max_terms, device, operation, posting)
+        super().__init__(sums, announced)
         self._codec = codec
         self._generator = generator
         self._state_of = state_of

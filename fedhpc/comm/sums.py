@@ -213,15 +213,9 @@ class WeightedMean:
             contribution = self._guard.clipped(contribution, client, self._like)
         elif self._sums.withhold:
             contribution = Contribution(contribution.blocks, contribution.weight)
-        weight = as_float32(contribution.weight)
-        if not weight >= 0:
-            raise ValueError(f"a contribution has weight {contribution.weight}; weights are finite and at least 0")
+        weight = checked_weight(contribution, self._metrics)
         if unknown := [name for name in contribution.blocks if name not in self._like]:
             raise ValueError(f"a contribution has blocks {unknown}, which `like` does not list: {list(self._like)}")
-        if set(contribution.metrics) != set(self._metrics):
-            raise ValueError(
-                f"a contribution has metrics {sorted(contribution.metrics)}, announced were {sorted(self._metrics)}"
-            )
         scalars = [weight if name in contribution.blocks else 0.0 for name in self._like]
         if client is not None:
             self._who.mine[client] = (weight > 0, *(share > 0 for share in scalars))
@@ -286,3 +280,17 @@ class WeightedMean:
                 start = stop
             offset = end
         return pieces
+
+
+def checked_weight(contribution: Contribution, metrics: Sequence[str]) -> float:
+    """A contribution's weight, as float32 has it.
+
+    Raises:
+        ValueError: a negative weight, or metrics other than the announced ones.
+    """
+    weight = as_float32(contribution.weight)
+    if not weight >= 0:
+        raise ValueError(f"a contribution has weight {contribution.weight}; weights are finite and at least 0")
+    if set(contribution.metrics) != set(metrics):
+        raise ValueError(f"a contribution has metrics {sorted(contribution.metrics)}, announced were {sorted(metrics)}")
+    return weight

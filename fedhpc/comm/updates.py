@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from fedhpc.comm.collectives import Collectives
-from fedhpc.comm.fixed_point import as_float32
 from fedhpc.comm.ledger import Entry, Operation
 from fedhpc.comm.robust_rules import Rule, Slices
 from fedhpc.comm.secure import Contributors
-from fedhpc.comm.sums import Sums
+from fedhpc.comm.sums import Sums, checked_weight
 from fedhpc.interfaces import Block, BlockName, Blocks, ClientId, Contribution, Layout, Reduced
 
 NUM_CHUNKS = 256  # that sums over coordinates are cut into at most, on however many ranks
@@ -97,34 +96,38 @@ class Posting:
         return sorted(range(len(found)), key=found.__getitem__)
 
 
-class UpdateExchange(ABC):
-    """What `add` and the small sums of such exchanges share.
+@dataclass(frozen=True)
+class Announced:
+    """An exchange as all ranks know it before its first contribution.
 
-    Args:
+    Attributes:
+        like: the blocks of an update.
         max_terms: clients in an exchange at most.
     """
 
+    like: Blocks
+    metrics: Sequence[str]
+    max_terms: int
+    device: torch.device
+    operation: Operation
+    posting: Posting
+
+
+class UpdateExchange(ABC):
+    """What `add` and the small sums of such exchanges share."""
+
     reveals: ClassVar[frozenset[str]] = frozenset({"update"})  # each client's own value, to the ranks of an exchange
 
-    def __init__(
-        self,
-        sums: Sums,
-        like: Blocks,
-        metrics: Sequence[str],
-        max_terms: int,
-        device: torch.device,
-        operation: Operation,
-        posting: Posting,
-    ) -> None:
+    def __init__(self, sums: Sums, announced: Announced) -> None:
         self.collectives: Collectives = sums.collectives
-        self.shape = RowShape({name: block.layout for name, block in like.items()})
-        self.device = device
-        self.operation = operation
-        self.posting = posting
-        self.here = posting.arriving[self.collectives.mesh.slot]
+        self.shape = RowShape({name: block.layout for name, block in announced.like.items()})
+        self.device = announced.device
+        self.operation = announced.operation
+        self.posting = announced.posting
+        self.here = self.posting.arriving[self.collectives.mesh.slot]
         self._sums = sums
-        self._metrics = tuple(metrics)
-        self._max_terms = max_terms
+        self._metrics = tuple(announced.metrics)
+        self._max_terms = announced.max_terms
         self._scalars: dict[ClientId, Tensor] = {}
 
     def accept(self, contribution: Contribution, client: ClientId) -> float:
@@ -133,17 +136,11 @@ class UpdateExchange(ABC):
         Raises:
             ValueError: a negative weight, blocks or metrics other than the announced ones, a value that is not finite.
         """
-        weight = as_float32(contribution.weight)
-        if not weight >= 0:
-            raise ValueError(f"a contribution has weight {contribution.weight}; weights are finite and at least 0")
+        weight = checked_weight(contribution, self._metrics)
         if set(contribution.blocks) != set(self.shape.layouts):
             raise ValueError(
                 f"client {client} contributes the blocks {sorted(contribution.blocks)}, all of "
                 f"{sorted(self.shape.layouts)} are needed: updates are laid side by side"
-            )
-        if set(contribution.metrics) != set(self._metrics):
-            raise ValueError(
-                f"a contribution has metrics {sorted(contribution.metrics)}, announced were {sorted(self._metrics)}"
             )
         for name, block in contribution.blocks.items():
             if not bool(torch.isfinite(block.flat).all()):
@@ -209,19 +206,8 @@ class RobustMean(UpdateExchange):
         centre: the last aggregate, for rules that start from it; None before the first.
     """
 
-    def __init__(
-        self,
-        rule: Rule,
-        centre: Blocks | None,
-        sums: Sums,
-        like: Blocks,
-        metrics: Sequence[str],
-        max_terms: int,
-        device: torch.device,
-        operation: Operation,
-        posting: Posting,
-    ) -> None:
-        super().__init__(sums, like, metrics, max_terms, device, operation, posting)
+    def __init__(self, rule: Rule, centre: Blocks | None, sums: Sums, announced: Announced) -> None:
+        super().__init__(sums, announced)
         self._rule = rule
         self._centre = centre
         # As many chunks on one rank as on many, each on one rank.
@@ -231,7 +217,7 @@ class RobustMean(UpdateExchange):
         slots = self.collectives.mesh.num_slots
         self._chunks_here = -(-self._num_chunks // slots)
         self._slice = self._chunks_here * self._chunk
-        self._rows = torch.zeros(len(self.here), slots * self._slice, device=device)
+        self._rows = torch.zeros(len(self.here), slots * self._slice, device=self.device)
 
     def add(self, contribution: Contribution, client: ClientId) -> None:
         """Whatever its weight, the client counts as any other.

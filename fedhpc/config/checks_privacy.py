@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from fedhpc.config.algorithms import POOLED, LocalConfig
 from fedhpc.config.checks_robust import known_clients
+from fedhpc.config.checks_updates import UPDATES_ONLY
 from fedhpc.config.objectives import CrossEntropyConfig
 from fedhpc.config.privacy import (
     NUM_COUNT_SHARES,
@@ -16,8 +17,8 @@ from fedhpc.config.privacy import (
 )
 from fedhpc.config.schema import ClassifierConfig, DualEncoderConfig, RunConfig
 
-# What leaves a client is one update a round, of all blocks, with weight 1.
-CLIENT_LEVEL = ("fedavg", "fedprox", "fedopt", "moon")
+# What leaves a client is one update a round, of all blocks; with weight 1, which `_client_level` sees to.
+CLIENT_LEVEL = UPDATES_ONLY
 # What leaves a client is a function of the weights that its steps led to, and of nothing else in its rows.
 RECORD_LEVEL = ("fedavg", "fedprox", "fedopt", "scaffold", "centralised", "local")
 SHOWN_LOSSES = "which shows every client's loss: no clip bounds it, and it would need noise of its own"

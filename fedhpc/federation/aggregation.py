@@ -11,10 +11,9 @@ import torch
 from fedhpc.client.client import derived_seed
 from fedhpc.comm.codecs import Bf16, Int8, TopK
 from fedhpc.comm.compressed import Codec, CompressedMean
-from fedhpc.comm.ledger import Operation
 from fedhpc.comm.robust_rules import Rule, centred_clipping, krum, median, norm_filter, trimmed_mean
 from fedhpc.comm.sums import Sums
-from fedhpc.comm.updates import Posting, RobustMean, UpdateExchange
+from fedhpc.comm.updates import Announced, RobustMean
 from fedhpc.config.byzantine import (
     CentredClippingRule,
     KrumRule,
@@ -46,27 +45,17 @@ class UpdateAggregation:
     keeps_residuals: bool = False
     centre: dict[str, Block] = field(default_factory=dict)
 
-    def exchange(
-        self,
-        like: Blocks,
-        metrics: Sequence[str],
-        max_terms: int,
-        device: torch.device,
-        operation: Operation,
-        posting: Posting,
-        state_of: StateOf,
-        index: int,
-    ) -> RobustMean | CompressedMean:
+    def exchange(self, announced: Announced, state_of: StateOf, index: int) -> RobustMean | CompressedMean:
         """index: of the round."""
-        rest = (self.sums, like, metrics, max_terms, device, operation, posting)
         if self.rule is not None:
-            return RobustMean(self.rule, self.centre or None, *rest)
+            return RobustMean(self.rule, self.centre or None, self.sums, announced)
         assert self.codec is not None
 
         def generator(client: ClientId) -> torch.Generator:
             return torch.Generator().manual_seed(derived_seed(self.random_seed, index, client, "compression"))
 
-        return CompressedMean(self.codec, generator, state_of if self.keeps_residuals else None, *rest)
+        keeper = state_of if self.keeps_residuals else None
+        return CompressedMean(self.codec, generator, keeper, self.sums, announced)
 
     def learn(self, mean: Blocks) -> None:
         """An exchange has ended."""
@@ -113,10 +102,6 @@ def build_codec(config: CompressionConfig) -> Codec:
     if isinstance(config, Int8Compression):
         return Int8(config.block)
     return TopK(config.ratio)
-
-
-def reveals_of(aggregation: UpdateAggregation | None) -> frozenset[str]:
-    return UpdateExchange.reveals if aggregation is not None else frozenset()
 
 
 def refuse_small_rounds(

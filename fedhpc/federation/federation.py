@@ -18,7 +18,7 @@ from fedhpc.comm.ledger import Operation
 from fedhpc.comm.privacy import ClientGuard
 from fedhpc.comm.secure import Contributors
 from fedhpc.comm.sums import Sums, WeightedMean
-from fedhpc.comm.updates import Posting, UpdateExchange
+from fedhpc.comm.updates import Announced, Posting, UpdateExchange
 from fedhpc.config.schema import CohortConfig
 from fedhpc.federation.aggregation import UpdateAggregation
 from fedhpc.federation.attack import UpdateAttack
@@ -299,9 +299,8 @@ class SlotFederation:
         if self._aggregation is None:
             return self._weighted_mean(like, metrics, "reduce")
         posting = Posting(self._placed, self._leaving)
-        return self._aggregation.exchange(
-            like, metrics, self._max_terms, self._device, "reduce", posting, self.slot.state, self.slot.round
-        )
+        announced = Announced(like, metrics, self._max_terms, self._device, "reduce", posting)
+        return self._aggregation.exchange(announced, self.slot.state, self.slot.round)
 
     def _let_go(self) -> None:
         """After an exchange: the cohort goes on without those that were lost in it."""

@@ -13,7 +13,7 @@ from fedhpc.comm.compressed import RESIDUAL, Codec, CompressedMean
 from fedhpc.comm.ledger import Ledger
 from fedhpc.comm.mesh import Mesh
 from fedhpc.comm.sums import Sums
-from fedhpc.comm.updates import Posting
+from fedhpc.comm.updates import Announced, Posting
 from fedhpc.interfaces import Contribution, Reduced
 
 from .test_robust_rules import CPU, block, client_update
@@ -73,12 +73,7 @@ def exchange(
         lambda client: drawn(1000 * index + client),
         None if states is None else states.__getitem__,
         Sums(collectives, "fixed_point", 32),
-        client_update(0),
-        ("loss",),
-        8,
-        CPU,
-        "reduce",
-        Posting(placed, lost),
+        Announced(client_update(0), ("loss",), 8, CPU, "reduce", Posting(placed, lost)),
     )
     for client in placed[collectives.mesh.slot]:
         mean.add(Contribution(client_update(client + 10 * index), float(client + 1), {"loss": float(client)}), client)
@@ -163,10 +158,8 @@ def test_error_feedback_owes_what_was_not_sent() -> None:
 def test_a_client_of_weight_0_owes_all_of_its_update() -> None:
     states: dict[int, dict[str, Any]] = {0: {}, 1: {}}
     like = {"net": block(torch.zeros(32), torch.zeros(0))}
-    mean = CompressedMean(
-        TopK(0.1), drawn, states.__getitem__, Sums(alone(), "fixed_point", 32), like, (), 2, CPU, "reduce",
-        Posting([[0, 1]]),
-    )  # fmt: skip
+    announced = Announced(like, (), 2, CPU, "reduce", Posting([[0, 1]]))
+    mean = CompressedMean(TopK(0.1), drawn, states.__getitem__, Sums(alone(), "fixed_point", 32), announced)
     update = {"net": block(torch.arange(32.0), torch.zeros(0))}
     mean.add(Contribution(update, 0.0), 0)
     mean.add(Contribution(update, 2.0), 1)

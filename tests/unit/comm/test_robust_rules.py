@@ -26,7 +26,7 @@ from fedhpc.comm.robust_rules import (
     trimmed_mean,
 )
 from fedhpc.comm.sums import Sums
-from fedhpc.comm.updates import Posting, RobustMean, RowShape
+from fedhpc.comm.updates import Announced, Posting, RobustMean, RowShape
 from fedhpc.interfaces import Block, Contribution, Layout, Reduced, TensorSpec
 
 from .together import ThreadCollectives, together
@@ -134,7 +134,7 @@ def exchange(collectives: Collectives, rule: Rule, placed: list[list[int]], lost
     sums = Sums(collectives, "fixed_point", 32)
     centre = client_update(99)
     posting = Posting(placed, lost)
-    mean = RobustMean(rule, centre, sums, client_update(0), ("loss",), 8, CPU, "reduce", posting)
+    mean = RobustMean(rule, centre, sums, Announced(client_update(0), ("loss",), 8, CPU, "reduce", posting))
     for client in placed[collectives.mesh.slot]:
         scale = -30.0 if client == 4 else 1.0
         mean.add(Contribution(client_update(client, scale), float(client), {"loss": float(client)}), client)
@@ -173,9 +173,8 @@ def test_an_update_lies_in_its_row_and_comes_back() -> None:
 def test_contributions_that_cannot_be_compared_are_refused() -> None:
     alone = Collectives(Mesh(0, 1, 1, None), Ledger(), 1 << 20)
     like = client_update(0)
-    mean = RobustMean(
-        median, None, Sums(alone, "fixed_point", 32), like, ("loss",), 3, CPU, "reduce", Posting([[0, 1, 2]])
-    )
+    announced = Announced(like, ("loss",), 3, CPU, "reduce", Posting([[0, 1, 2]]))
+    mean = RobustMean(median, None, Sums(alone, "fixed_point", 32), announced)
     with pytest.raises(ValueError, match=r"client 1 contributes the blocks \['head'\], all of"):
         mean.add(Contribution({"head": like["head"]}, 1.0, {"loss": 0.0}), 1)
     spoilt = client_update(2)
