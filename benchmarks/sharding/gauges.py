@@ -1,13 +1,9 @@
-"""What run.py measures of a rank: memory, bytes handed to torch.distributed, tensors."""
+"""What run.py measures of a rank: memory and bytes handed to torch.distributed."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 def resident(key: str) -> float:
@@ -51,43 +47,3 @@ class Counted:
             return call(*given, **named)
 
         return counting
-
-
-def model_state_bytes(engine: Any) -> int:
-    """Of all tensors that are alive on this rank: weights, gradients, moments, batches. What an engine keeps for
-    an exchange is given back first; DeepSpeed's bucket for gradients on their way is not counted."""
-    engine.weights.load(dict(engine.weights.shared.items()))  # gives back what the last forward pass gathered
-    engine._difference.clear()
-    gc.collect()
-    alive: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == engine.device.type:
-            storage = thing.untyped_storage()
-            alive[storage.data_ptr()] = storage.nbytes()
-    optimizer = engine._deepspeed.optimizer
-    for bucket in getattr(optimizer, "ipg_buckets", {}).values():
-        buffers = bucket.buffer if isinstance(bucket.buffer, list) else [bucket.buffer]
-        for buffer in buffers:
-            if isinstance(buffer, torch.Tensor):
-                alive.pop(buffer.untyped_storage().data_ptr(), None)
-    return sum(alive.values())
-
-
-def largest_tensor(fn: Callable[[], Any]) -> int:
-    """Elements of the largest tensor that any operation of fn makes."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, list | tuple) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-                    Largest.elements = max(Largest.elements, elements)
-            return out
-
-    with Largest():
-        fn()
-    return Largest.elements

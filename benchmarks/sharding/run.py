@@ -31,7 +31,11 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from gauges import Counted, largest_tensor, model_state_bytes, resident
+from gauges import Counted, resident
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.allocations import largest_tensor, model_state_bytes
 
 SPLIT = 4  # steps a turn of an arm
 

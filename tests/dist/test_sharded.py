@@ -396,28 +396,14 @@ def test_turns_on_one_engine(zero: int) -> None:
 
 def play_memory() -> dict[str, int]:
     """Bytes of model states after a turn, and elements of the largest tensor that any operation made."""
-    import gc
-
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     from fedhpc.comm.sums import Sums
     from fedhpc.interfaces import Contribution
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, list | tuple) else [out]:
-                if isinstance(tensor, torch.Tensor):
-                    elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-                    Largest.elements = max(Largest.elements, elements)
-            return out
+    from tests.allocations import largest_tensor, model_state_bytes
 
     sharded, plain, collectives, batches = engines(3)
-    start = {n: b.clone() for n, b in sharded.weights.shared.items()}
-    with Largest():
+
+    def turn() -> None:
+        start = {n: b.clone() for n, b in sharded.weights.shared.items()}
         sharded.weights.load(start)
         sharded.fit(batches, lambda step: 1e-3)
         mean = Sums(collectives, "fixed_point", 32).weighted_mean(start, (), 1, sharded.device, "reduce")
@@ -425,19 +411,13 @@ def play_memory() -> dict[str, int]:
         mean.finish()
         sharded.forward(batches[0])["logits"]
         sharded.weights.load(start)  # gives back what the last forward pass gathered
-    del start, plain, mean
-    sharded._difference.clear()
-    gc.collect()
-    alive: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            alive[storage.data_ptr()] = storage.nbytes()
-    buckets = {b.buffer.untyped_storage().data_ptr() for b in sharded._deepspeed.optimizer.ipg_buckets.values()}
+
+    largest = largest_tensor(turn)
+    del plain
     return {
         "parameters": sum(p.ds_numel for p in sharded.module.parameters()),
-        "alive": sum(size for place, size in alive.items() if place not in buckets),
-        "largest": Largest.elements,
+        "alive": model_state_bytes(sharded),
+        "largest": largest,
     }
 
 
