@@ -10,18 +10,21 @@ Every client k owns a network of its own, f_k. A round:
     locally      epochs of symmetric cross-entropy, or of RHFL+'s refined labels       (noisy_losses.py)
 
 S is all that a client sees of the others: the gradient depends on them through it alone (B.5), so nothing is gathered.
-`variant: upstream` has the ways of the released code, but its evaluation: that scores the training rows' noisy labels.
+Two options of ours: `targets: round` takes R and S of all public batches before the steps, in eval mode, and
+`last: alignment` turns the two halves of a round around. `variant: upstream` has the ways of the released code, but its
+evaluation: that scores the training rows' noisy labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedhpc.algorithms.confidence import ConfidenceWeights
+from fedhpc.algorithms.fedmd import public_logits
 from fedhpc.algorithms.noisy_losses import distance_to_rest, refined_loss, sce_loss
 from fedhpc.algorithms.own_models import OwnModels, at_least_three, objective_of, pretrain
 from fedhpc.config.distillation import MdhflConfig
@@ -46,37 +49,46 @@ class Mdhfl(OwnModels):
         loss = self.local_loss(index / fed.rounds)
         if index == 0 and self._config.pretrain_epochs:
             fed.each(partial(pretrain, epochs=self._config.pretrain_epochs, objective=objective_of(loss)))
-        weights = self._confidence.weights(fed)
-        distance = self.align(fed, weights)
-        local = fed.reduce(partial(self.train, loss), like={}, metrics=("loss",))
+        train = partial(fed.reduce, partial(self.train, loss), like={}, metrics=("loss",))
+        if self._config.last == "alignment":
+            local = train()
+            distance = self.align(fed, self._confidence.weights(fed))
+        else:
+            distance = self.align(fed, self._confidence.weights(fed))
+            local = train()
         return {"loss": local.metrics["loss"], "public_kl": distance}
 
     # ------------------------------------------------------------------------------------------------- alignment
     def align(self, fed: Federation, weights: PerClient[float]) -> float:
         """Once through the public batches; the mean KL to the others before each step."""
         distance: dict[ClientId, float] = dict.fromkeys(weights, 0.0)
-        for batch in fed.public:
-            shares = fed.each(partial(self.share, batch), weights)
-            total = fed.sum(shares, shape=(len(batch["row"]), self.num_classes))
-            for client, value in fed.each(partial(self.approach, batch, total), shares).items():
+        for batches in [fed.public] if self._config.targets == "round" else [[batch] for batch in fed.public]:
+            shares = fed.each(partial(self.share, batches), weights)
+            total = fed.sum(shares, shape=(sum(len(batch["row"]) for batch in batches), self.num_classes))
+            for client, value in fed.each(partial(self.approach, batches, total), shares).items():
                 distance[client] += value
         summed = float(fed.sum({c: torch.tensor(d, dtype=torch.float64) for c, d in distance.items()}))
         return summed / (len(fed.cohort) * len(fed.public))
 
-    def share(self, batch: Batch, client: Client, weight: float) -> Tensor:
-        """w_k R_k: [B,K]."""
-        client.resume()
-        return weight * client.respond(batch, "logits").double().softmax(dim=1)
+    def share(self, batches: Sequence[Batch], client: Client, weight: float) -> Tensor:
+        """w_k R_k: [rows,K], float64."""
+        if self._config.targets == "round":
+            logits = public_logits(batches, client)
+        else:
+            client.resume()
+            [batch] = batches
+            logits = client.respond(batch, "logits").double()  # the very forward pass that the step goes back through
+        return weight * logits.softmax(dim=1)
 
-    def approach(self, batch: Batch, total: Tensor, client: Client, share: Tensor) -> float:
-        """One step towards the others, S - w_k R_k."""
+    def approach(self, batches: Sequence[Batch], total: Tensor, client: Client, share: Tensor) -> float:
+        """A step for each batch towards the others, S - w_k R_k; the summed KL before each."""
         client.resume()
         rest = (total.to(share.device) - share).clamp(min=0).float()
-
-        def loss(out: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            return distance_to_rest(out["logits"], rest)
-
-        return client.step(batch, loss, rate=self._config.public_learning_rate, fresh=self._fresh)
+        distance = 0.0
+        for batch, target in zip(batches, rest.split([len(batch["row"]) for batch in batches]), strict=True):
+            loss = partial(distance_to, target)
+            distance += client.step(batch, loss, rate=self._config.public_learning_rate, fresh=self._fresh)
+        return distance
 
     # --------------------------------------------------------------------------------------------------- locally
     def train(self, loss: Loss, client: Client) -> Contribution:
@@ -90,3 +102,8 @@ class Mdhfl(OwnModels):
         if self._config.refinement is not None:
             return refined_loss(self._config.refinement, progress)
         return self._sce
+
+
+def distance_to(target: Tensor, out: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """KL(target | scores), a mean over rows."""
+    return distance_to_rest(out["logits"], target)

@@ -73,7 +73,7 @@ def idle_in_distillation(config: RunConfig, add: Callable[[str, str, str], None]
     if not isinstance(algorithm, MdhflConfig):
         return
     if algorithm.variant == "upstream":
-        add("algorithm", "ccr fresh_adam", "with variant: upstream, which fixes it")
+        add("algorithm", "ccr fresh_adam last targets", "with variant: upstream, which fixes it")
     if algorithm.ccr == "none" and algorithm.variant == "sound":
         add("algorithm", "eta loss_fraction", "with ccr: none")
     if algorithm.refinement is not None and algorithm.ccr == "none":

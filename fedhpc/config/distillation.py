@@ -53,6 +53,12 @@ class MdhflConfig(Section):
     """Local epochs before the first alignment (in round 0)."""
     sce: SceConfig = Field(default_factory=SceConfig)
     """The local loss."""
+    last: Literal["training", "alignment"] = "training"
+    """What a round, and so the run, ends with: local training as in the paper, or the alignment."""
+    targets: Literal["batch", "round"] = "batch"
+    """What a client learns from on a public batch. batch: what the others' models make of it in that very step, as in
+    the paper. round: what they made of it before all steps of the round, in eval mode: one forward pass more, and one
+    sum over clients in place of one a batch."""
     refinement: RefinementConfig | None = None
     """Label refinement in place of `sce` in local training; confidence still takes the loss of `sce`."""
     variant: Literal["sound", "upstream"] = "sound"

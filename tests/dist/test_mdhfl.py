@@ -62,15 +62,28 @@ def test_a_kill_in_the_middle_of_the_alignment_changes_nothing(phantom: str, tmp
     [
         "algorithm={name: mdhfl, ccr: rhfl_plus, refinement: {}, fresh_adam: true}",
         "algorithm={name: mdhfl, variant: upstream}",
+        "algorithm={name: mdhfl, last: alignment, targets: round}",
         # Six clients on two engines: on one rank three clients share an engine, on four some have it alone.
         "model.head_dropout=0.5",
     ],
-    ids=["rhfl_plus", "upstream", "shared_engines"],
+    ids=["rhfl_plus", "upstream", "targets_of_the_round", "shared_engines"],
 )
 def test_options_keep_the_bits(option: str, phantom: str, tmp_path: Path) -> None:
     few = ("rounds=2", "evaluation.every=null", "partition.num_clients=6")
     networks = "model.networks=[test_resnet, {name: resnet10, options: {width: 0.0625, stride: 16}}]"
     shas = {run(CONFIG, w, tmp_path / str(w), phantom, *few, networks, option)["sha256"] for w in (1, 4)}
+    assert len(shas) == 1
+
+
+def test_of_one_public_batch_targets_of_the_round_are_those_of_the_batch(phantom: str, tmp_path: Path) -> None:
+    """With a network that does in eval mode what it does in train mode."""
+    one = (phantom, "rounds=2", "evaluation.every=null", "public.size=24", "public.batch_size=24")
+    shas = {
+        run(CONFIG, 1, tmp_path / targets, *one, "model.networks=[test_convnext]", f"algorithm.targets={targets}")[
+            "sha256"
+        ]
+        for targets in ("batch", "round")
+    }
     assert len(shas) == 1
 
 

@@ -38,6 +38,8 @@ def problems(*overrides: str) -> list[str]:
         ("noise={kind: confusion, matrix: {a: {b: 0.9, c: 0.2}}}", "probabilities add up to 1.1"),
         ("algorithm={name: mdhfl, ccr: none, eta: 1}", "algorithm.eta = 1.0: has no effect with ccr: none"),
         ("algorithm={name: mdhfl, variant: upstream, ccr: none}", 'algorithm.ccr = "none": has no effect with variant'),
+        ("algorithm={name: mdhfl, variant: upstream, last: alignment}", 'algorithm.last = "alignment": has no effect'),
+        ("algorithm={name: rhfl, variant: upstream, targets: round}", 'algorithm.targets = "round": has no effect'),
         ("aggregation.local_blocks=[batch_norm]", "which exchanges no weights"),
     ],
 )
