@@ -28,7 +28,7 @@ import torch
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SIZES = (13, 128)  # MiB
 CLIENTS = (10, 32, 100, 320, 1000)
-NUM_PAIRS = 3
+NUM_PAIRS = 12
 
 
 def collect(repetitions: int) -> dict[str, Any]:
