@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from fedhpc.data.content import BLOCK_BYTES, SCHEMA_VERSION, SPLITS, column_paths, content_checksum, row_bytes
+from fedhpc.data.heap import MOST_BYTES, endless_heap
 from fedhpc.data.images import decode_image
 from fedhpc.data.structure import problems
 from fedhpc.data.writer import PackWriter
@@ -34,12 +35,19 @@ class PackedFile:
         self.path = Path(path)
         self._file = _open(self.path)
         try:
+            self._check_heaps(MOST_BYTES)
             with self._reading("its head"):
                 self._check()
         except BaseException:
             self._file.close()
             raise
         self._offsets: Array | None = None
+
+    def _check_heaps(self, most_bytes: int | None) -> None:
+        """Raises ValueError for strings whose reading would not end."""
+        where = endless_heap(self.path, most_bytes)
+        if where is not None:
+            raise ValueError(f"{self.path} has a damaged string heap at byte {where}: copy or pack it again")
 
     def _check(self) -> None:
         """Raises ValueError for what is no packed file."""
@@ -179,7 +187,9 @@ class PackedFile:
     def columns(self) -> tuple[str, ...]:
         """Everything that `read` knows."""
         strings = {"text", "patient", "row_id", "tokenizer", "captions/text"}
-        paths = [p for p in column_paths(self._file) if p not in strings and not p.startswith("image_bytes/")]
+        with self._reading("the list of columns"):
+            paths = column_paths(self._file)
+        paths = [p for p in paths if p not in strings and not p.startswith("image_bytes/")]
         return tuple(sorted({*paths, *(["image"] if self.image_shape else [])}))
 
     # ----------------------------------------------------------------------------------------------------- reading
@@ -256,6 +266,7 @@ class PackedFile:
 
     def verify(self) -> None:
         """Read everything and compare with the checksum that was written. Raises ValueError when it differs."""
+        self._check_heaps(None)
         try:
             found = content_checksum(self._file)
         except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:

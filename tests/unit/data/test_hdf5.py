@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import struct
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedhpc.data.hdf5 import PackedFile, PackWriter
+from fedhpc.data.heap import endless_heap
 from fedhpc.data.images import decode_image, encode_png, letterbox
 
 N = 11
@@ -188,6 +190,45 @@ def test_what_the_fuzzer_found_is_refused_at_once(tmp_path: Path, change: object
         change(file)  # type: ignore[operator]
     with pytest.raises(ValueError, match=rf"set.h5.*{message}.*pack it again"):
         PackedFile(tmp_path / "set.h5")
+
+
+@pytest.mark.parametrize("size", [0, 2**64 - 16])
+def test_a_string_heap_that_hdf5_would_walk_forever_is_refused(tmp_path: Path, size: int) -> None:
+    """Of no size: free space of 0 bytes, or an object whose size with its header passes 2^64."""
+    path = tmp_path / "set.h5"
+    pack(path)
+    assert endless_heap(path) is None
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    first = struct.pack("<HHIQ", 0 if size == 0 else 1, 1, 0, size)
+    data[heap + 16 : heap + 32] = first
+    path.write_bytes(data)
+    assert endless_heap(path) == heap
+    assert endless_heap(path, most_bytes=100) is None, "files of any size are searched by verify alone"
+    with pytest.raises(ValueError, match=rf"set.h5 has a damaged string heap at byte {heap}: copy or pack it again"):
+        PackedFile(path)
+
+
+def test_a_heap_cut_off_by_the_end_of_the_file_is_left_to_hdf5(tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    for tail in (b"", b"\xff" * 8, struct.pack("<Q", 4096) + struct.pack("<HHIQ", 0, 0, 0, 4096)):
+        path.write_bytes(b"GCOL\x01\0\0\0" + tail)
+        assert endless_heap(path) is None
+
+
+def test_a_damaged_tree_of_names_is_a_declared_error(tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+    pack(path)
+    whole = path.read_bytes()
+    places = [at for at in range(len(whole)) if whole.startswith((b"TREE", b"SNOD"), at)]
+    assert len(places) > 4
+    for at in places:
+        path.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"copy or pack it again"), PackedFile(path) as packed:
+            assert packed.columns
+            for column in packed.columns:
+                packed.read(column)
+            packed.verify()
 
 
 @pytest.mark.parametrize(
