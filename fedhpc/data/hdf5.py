@@ -22,6 +22,7 @@ from fedhpc.data.writer import PackWriter
 __all__ = ["SCHEMA_VERSION", "SPLITS", "PackWriter", "PackedFile"]
 
 Array = np.ndarray
+CONTIGUOUS_BYTES = 1 << 16  # read together where a column is not chunked
 
 
 class PackedFile:
@@ -251,11 +252,12 @@ class PackedFile:
         """Rows that lie together on disk: reading whole chunks in order is fastest."""
         if column == "image" and "image_bytes" in self._file:
             data = self._file["image_bytes/data"]
-            return max(1, int(data.chunks[0] * self.num_rows // max(1, data.shape[0])))
+            together = data.chunks[0] if data.chunks else CONTIGUOUS_BYTES
+            return max(1, int(together * self.num_rows // max(1, data.shape[0])))
         dataset = self._dataset(column)
         if dataset.chunks:
             return int(dataset.chunks[0])
-        return max(1, int((1 << 16) // row_bytes(dataset)))
+        return max(1, int(CONTIGUOUS_BYTES // row_bytes(dataset)))
 
     def decoded_bytes(self, column: str) -> int:
         """Bytes that the whole column takes in memory."""

@@ -59,15 +59,15 @@ def build_small(config: EncoderConfig, spec: DataSpec) -> SmallNetwork:
     return SmallNetwork(BUILDERS[config.name](float(width), int(stride), spec.image_channels), spec)
 
 
-def _channels(count: int, width: float) -> int:
-    return max(4, 4 * round(count * width / 4))
+def _channels(count: int, width: float, fewest: int = 4) -> int:
+    return max(fewest, 4 * round(count * width / 4))
 
 
 def _resnet(layers: tuple[int, ...], width: float, stride: int, in_channels: int) -> nn.Module:
     import timm
 
-    stem = _channels(64, width)
-    channels = [_channels(count, width) for count in (64, 128, 256, 512)]
+    # Fewer channels than a vector holds make oneDNN write past its memory (models/narrow.py).
+    stem, *channels = (_channels(count, width, fewest=16) for count in (64, 64, 128, 256, 512))
     # timm ties the stem's width to its kind; the kind is replaced below.
     net: Any = timm.create_model(
         "resnet18", layers=layers, channels=channels, stem_type="deep", stem_width=stem // 2, num_classes=0

@@ -216,6 +216,17 @@ def test_a_heap_cut_off_by_the_end_of_the_file_is_left_to_hdf5(tmp_path: Path) -
         assert endless_heap(path) is None
 
 
+def test_pictures_that_are_not_chunked_are_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "set.h5"
+    data = pack(path, encoded=True)
+    with h5py.File(path, "r+") as file:
+        _replace(file, "image_bytes/data", file["image_bytes/data"][()])
+        assert file["image_bytes/data"].chunks is None
+    with PackedFile(path) as packed:
+        assert packed.chunk_rows("image") > 1
+        assert np.array_equal(packed.read("image"), data["image"])
+
+
 def test_a_damaged_tree_of_names_is_a_declared_error(tmp_path: Path) -> None:
     path = tmp_path / "set.h5"
     pack(path)
