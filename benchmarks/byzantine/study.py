@@ -1,7 +1,7 @@
 """configs/study/byzantine_pbc.yaml under each rule, arm after arm in one process; finished runs are skipped: start it
 again to go on.
 
-    python benchmarks/byzantine/study.py run OUT DATA [--seeds 1 2 3] [--scales 5 1] [--iid]
+    python benchmarks/byzantine/study.py run OUT DATA [--seeds 1 2 3] [--scales 5 1] [--rounds 60] [--iid]
     python benchmarks/byzantine/study.py table OUT [--json FILE]
 
 Arms: no attack; and for each scale plain averaging and every rule, while 1 of 5 clients sends -scale times its
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--scales", nargs="+", type=int, default=[5, 1])
     parser.add_argument("--split", default="test")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--iid", action="store_true", help="deal rows at random, not by Dirichlet 1.0 of the cell type")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -49,7 +50,7 @@ def main() -> None:
             for rule, section in RULES.items():
                 if attack == "none" and rule != "mean":
                     continue
-                keys = [f"attack={how}", f"aggregation.robust={section}", f"random_seed={seed}"]
+                keys = [f"rounds={given.rounds}", f"attack={how}", f"aggregation.robust={section}", f"random_seed={seed}"]
                 keys += [f"data.path={given.data}", f"evaluation.final_split={given.split}"]
                 keys += ["partition={kind: iid, num_clients: 5}"] if given.iid else []
                 play(given.out / f"{attack}-{rule}_{seed}", keys)

@@ -6,6 +6,7 @@ polynomial of degree threshold - 1, a share is its value at the holder's point.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 PRIME = 2**256 + 297  # the smallest prime above 2^256
@@ -37,14 +38,27 @@ def join(shares: Mapping[int, bytes]) -> bytes:
     Raises:
         ValueError: the shares are not of one secret of 32 bytes. Wrong shares may also give a wrong secret.
     """
+    # Lagrange at 0: share i counts prod_j x_j / (x_i prod_{j != i} (x_j - x_i)). One inversion serves all.
+    points = list(shares)
+    below = [point * math.prod(other - point for other in points if other != point) % PRIME for point in points]
+    every = math.prod(points) % PRIME
     value = 0
-    for point, share in shares.items():
-        above = below = 1
-        for other in shares:
-            if other != point:
-                above = above * other % PRIME
-                below = below * (other - point) % PRIME
-        value = (value + int.from_bytes(share) * above * pow(below, -1, PRIME)) % PRIME
+    for share, inverse in zip(shares.values(), _inverses(below), strict=True):
+        value = (value + int.from_bytes(share) * inverse) % PRIME
+    value = value * every % PRIME
     if value >> 8 * SECRET_BYTES:
         raise ValueError("shares do not belong to one secret")
     return value.to_bytes(SECRET_BYTES)
+
+
+def _inverses(values: Sequence[int]) -> list[int]:
+    """Of numbers modulo the prime, none 0: products up to each are inverted together (Montgomery 1987)."""
+    before = [1]
+    for value in values:
+        before.append(before[-1] * value % PRIME)
+    rest = pow(before.pop(), -1, PRIME)
+    found = []
+    for value in reversed(values):
+        found.append(before.pop() * rest % PRIME)
+        rest = rest * value % PRIME
+    return found[::-1]
