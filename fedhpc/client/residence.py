@@ -76,6 +76,12 @@ class Residence:
         """The place is free, and what was on it is lost: states come from elsewhere."""
         self._response = self.client = None
 
+    def forget_moments(self) -> None:
+        """Single steps of all clients begin anew."""
+        self.engine.restore_stepper({})
+        for state in self._states.values():
+            state.pop(STEP_MOMENTS, None)
+
     # ------------------------------------------------------------------------------------ a step in two halves
     def respond(self, batch: Batch) -> Mapping[str, Tensor]:
         """A forward pass in train mode. Without a `take_response` for the same batch it leaves no trace."""

@@ -73,6 +73,9 @@ class Slot:
         """A new round: every client's randomness starts from (random_seed, round, client)."""
         self.round = index
         self._turns = {}
+        if not self._keep_optimizer:
+            for residence in self.residences:
+                residence.forget_moments()
 
     def turn(self, client: ClientId) -> DataClient:
         """Give the slot to a client. The one before must have been released."""

@@ -60,11 +60,11 @@ class Own:
         return batches(num_batches, int(rows[0]))
 
 
-def slot(engines: list[Engine], clients: int) -> Slot:
+def slot(engines: list[Engine], clients: int, keep: bool = True) -> Slot:
     none = torch.arange(0)
     rows = [Rows(torch.arange(8 * k, 8 * k + 8), none, none) for k in range(clients)]
     records = {k: ClientRecord(k, "x", rows[k], frozenset()) for k in range(clients)}
-    return Slot(engines, Own(), records, 0, 3, False, True, None)  # type: ignore[arg-type]
+    return Slot(engines, Own(), records, 0, 3, keep, True, None)  # type: ignore[arg-type]
 
 
 def play(made: Slot, clients: int, rounds: int = 2) -> dict[int, Tensor]:
@@ -111,15 +111,18 @@ def test_alone_a_step_makes_one_forward_pass_and_copies_nothing(monkeypatch: pyt
     assert made.engine.module.passes == 2 * (3 * 2 + 2), "shared: the pass is made again for the step"
 
 
-def test_it_is_the_loop_by_hand() -> None:
-    """One client: Adam over public batches with moments that stay, apart from those of local training."""
-    made = slot([engine(seed=5)], 1)
+@pytest.mark.parametrize("keep", [True, False])
+def test_it_is_the_loop_by_hand(keep: bool) -> None:
+    """One client: Adam over public batches, apart from that of local training; the moments of both stay, or neither's
+    do."""
+    made = slot([engine(seed=5)], 1, keep)
     [found] = play(made, 1, rounds=2).values()
     net = engine(seed=5).module.train()
     from fedhpc.client.client import derived_seed
 
-    public = torch.optim.Adam(net.parameters(), lr=0.05)
     for index in range(2):
+        if index == 0 or not keep:
+            public, local = (torch.optim.Adam(net.parameters(), lr=0.05) for _ in range(2))
         for n, batch in enumerate(batches(3, 99)):
             for second in (False, True):
                 torch.manual_seed(derived_seed(0, index, 0, "step", n))
@@ -132,7 +135,6 @@ def test_it_is_the_loop_by_hand() -> None:
             functional.mse_loss(out, mean).backward()
             public.step()
             public.zero_grad()
-        local = torch.optim.Adam(net.parameters(), lr=0.05)
         torch.manual_seed(derived_seed(0, index, 0, "fit", 1))
         for batch in batches(2, 0):
             loss(net(batch), batch).backward()
