@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-MOST_DEPTH = 3  # present/tabular/<name>
 # Deflate stores 1032 bytes in one at most; what never was written takes no space, but a packed file has no such rows.
 MOST_RATIO = 1100
 SLACK_BYTES = 1 << 20  # small columns may be a single chunk
@@ -49,6 +48,7 @@ FAMILIES: Mapping[str, Expected] = {
 }
 TOGETHER = (("image_bytes/data", "image_bytes/offsets"), ("captions/text", "captions/tokens", "captions/offsets"))
 NEEDED = ("row_id", "patient", "site", "split")
+GROUPS = frozenset({*FAMILIES, "present/tabular", *(path.split("/")[0] for path in COLUMNS if "/" in path)})
 
 
 def problems(file: h5py.File) -> Iterator[str]:
@@ -61,7 +61,7 @@ def problems(file: h5py.File) -> Iterator[str]:
         yield "num_rows is no number of rows"
         return
     found: dict[str, h5py.Dataset] = {}
-    for path, item in _walk(file, "", 0):
+    for path, item in _walk(file, ""):
         if isinstance(item, str):
             yield item
             return
@@ -87,7 +87,7 @@ def problems(file: h5py.File) -> Iterator[str]:
             return
 
 
-def _walk(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset | str]]:
+def _walk(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset | str]]:
     """(path, dataset) of all, or (path, what is wrong)."""
     for name in group:
         path = f"{prefix}{name}"
@@ -96,10 +96,10 @@ def _walk(group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5p
             return
         item = group[name]
         if isinstance(item, h5py.Group):
-            if depth + 1 >= MOST_DEPTH:
-                yield path, f"{path}: groups within groups"
+            if path not in GROUPS:
+                yield path, f"{path} is a group, not a column"
                 return
-            yield from _walk(item, f"{path}/", depth + 1)
+            yield from _walk(item, f"{path}/")
         elif isinstance(item, h5py.Dataset):
             yield path, item
         else:

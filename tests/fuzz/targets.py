@@ -204,7 +204,7 @@ class CheckpointFiles:
 def _damaged_json(text: str, rng: random.Random) -> str:
     try:
         return json.dumps(damaged_tree(json.loads(text), rng))
-    except ValueError:  # damaged already
+    except (ValueError, RecursionError):  # damaged already
         return damaged_text(text, rng)
 
 
@@ -230,7 +230,7 @@ def _damaged_safetensors(data: bytes, rng: random.Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     try:
         header = damaged_tree(json.loads(data[8 : 8 + length]), rng)
-    except ValueError:  # damaged already
+    except (ValueError, RecursionError):  # damaged already
         return damaged_bytes(data, rng)
     text = json.dumps(header).encode()
     size = len(text) if rng.random() < 0.9 else rng.choice([0, 2**63, len(text) + 1])

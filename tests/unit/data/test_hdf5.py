@@ -180,9 +180,11 @@ def _huge(file: h5py.File) -> None:
         (lambda f: _replace(f, "patient", np.zeros(N)), r"patient is float64 \[11\]"),
         (lambda f: _replace(f, "mask_row", np.zeros(N - 1, np.int64)), "mask_row has 10 rows, not 11"),
         (lambda f: f["tokens"].attrs.__setitem__("vocab_size", -1), "tokens lacks vocab_size"),
+        (lambda f: (f.__delitem__("tokens"), f.create_group("tokens")), "tokens is a group, not a column"),
+        (lambda f: f.create_group("label/other"), "label/other is a group, not a column"),
         (_huge, "image of .* is larger than the file can hold"),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_what_the_fuzzer_found_is_refused_at_once(tmp_path: Path, change: object, message: str) -> None:
     pack(tmp_path / "set.h5")
