@@ -4,6 +4,7 @@ attributes alone, so that a damaged or foreign file ends in one clear error and 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 # Deflate stores 1032 bytes in one at most; what never was written takes no space, but a packed file has no such rows.
 MOST_RATIO = 1100
+CHUNK_BYTES = 8  # of its entry in the file's index at least; HDF5 takes kilobytes of memory for each that is read
 SLACK_BYTES = 1 << 20  # small columns may be a single chunk
 MOST_PIXELS = 1 << 28  # of one encoded picture
 
@@ -128,7 +130,13 @@ def _column(path: str, dataset: h5py.Dataset, lengths: Mapping[str, int], file_b
         values *= length  # of Python's integers, which do not overflow
     if values * dataset.dtype.itemsize > MOST_RATIO * file_bytes + SLACK_BYTES:
         return f"{path} of {list(shape)} is larger than the file can hold"
+    if dataset.chunks and CHUNK_BYTES * math.prod(map(_parts, shape, dataset.chunks)) > file_bytes:
+        return f"{path} of {list(shape)} in chunks of {list(dataset.chunks)} has more of them than the file can hold"
     return None
+
+
+def _parts(length: int, chunk: int) -> int:
+    return -(-length // chunk)
 
 
 def _attributes(path: str, dataset: h5py.Dataset) -> str | None:

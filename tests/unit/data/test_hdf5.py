@@ -165,6 +165,11 @@ def _huge(file: h5py.File) -> None:
     file.create_dataset("image", (N, 1 << 20, 1 << 20, 3), "u1", chunks=(1, 64, 64, 3))
 
 
+def _many(file: h5py.File) -> None:
+    del file["mask"]
+    file.create_dataset("mask", (1 << 20, 8, 6), "u1", chunks=(4, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,9 +187,10 @@ def _huge(file: h5py.File) -> None:
         (lambda f: f["tokens"].attrs.__setitem__("vocab_size", -1), "tokens lacks vocab_size"),
         (lambda f: (f.__delitem__("tokens"), f.create_group("tokens")), "tokens is a group, not a column"),
         (lambda f: f.create_group("label/other"), "label/other is a group, not a column"),
+        (_many, r"mask of \[1048576, 8, 6\] in chunks of \[4, 4, 4\] has more of them than the file can hold"),
         (_huge, "image of .* is larger than the file can hold"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_the_fuzzer_found_is_refused_at_once(tmp_path: Path, change: object, message: str) -> None:
     pack(tmp_path / "set.h5")
