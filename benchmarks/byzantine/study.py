@@ -50,8 +50,8 @@ def main() -> None:
             for rule, section in RULES.items():
                 if attack == "none" and rule != "mean":
                     continue
-                keys = [f"rounds={given.rounds}", f"attack={how}", f"aggregation.robust={section}", f"random_seed={seed}"]
-                keys += [f"data.path={given.data}", f"evaluation.final_split={given.split}"]
+                keys = [f"attack={how}", f"aggregation.robust={section}", f"random_seed={seed}"]
+                keys += [f"rounds={given.rounds}", f"data.path={given.data}", f"evaluation.final_split={given.split}"]
                 keys += ["partition={kind: iid, num_clients: 5}"] if given.iid else []
                 play(given.out / f"{attack}-{rule}_{seed}", keys)
 
