@@ -2,11 +2,12 @@
 weights, and FedAvg with as much work as FedDRA. Finished runs are skipped: start it again to go on.
 
     python benchmarks/feddra/ablation.py run OUT DATA [--seeds 11 12 ...]
-    python benchmarks/feddra/ablation.py table OUT [--json FILE]
+    python benchmarks/feddra/ablation.py table OUT [--also RESULTS.json] [--json FILE]
 
-OUT/<arm>_<seed> are run folders. A part's effect is taken over its four pairs of arms that differ in it alone, seed by
-seed: each run serves all three parts, so they are told apart with a quarter of the runs that one arm a part would need.
-Settings are those of docs/results.md, "remedies": 46 full steps in every arm, mu 0.1.
+OUT/<arm>_<seed> are run folders; --also adds random seeds that were run before (what --json wrote). A part's effect is
+taken over its four pairs of arms that differ in it alone, seed by seed: each run serves all three parts, so they are
+told apart with a quarter of the runs that one arm a part would need. Settings are those of docs/results.md, "remedies":
+46 full steps in every arm, mu 0.1.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ def main() -> None:
     parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(11, 19)))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--also", nargs="*", type=Path, default=[])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.what == "table":
-        runs = read(given.out)
+        runs = read(given.out, given.also)
         print(arms_table(runs))
         print(parts_table(runs))
         if given.json is not None:
@@ -87,8 +89,11 @@ def play(folder: Path, arm: str, overrides: Sequence[str]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-def read(out: Path) -> Runs:
+def read(out: Path, also: Sequence[Path]) -> Runs:
     runs: Runs = {arm: {} for arm in ARMS}
+    for file in also:
+        for arm, by_seed in json.loads(file.read_text())["runs"].items():
+            runs[arm] |= {int(seed): found for seed, found in by_seed.items()}
     for path in sorted(out.glob("*/cpu.json")):
         arm, _, seed = path.parent.name.rpartition("_")
         summary: dict[str, Any] = json.loads((path.parent / "results.json").read_text())["summary"]
@@ -141,9 +146,9 @@ def told(changes: Sequence[float]) -> str:
 
 
 def document(out: Path, runs: Runs) -> dict[str, Any]:
-    """Every number, and the config of each arm."""
-    configs = {arm: (out / f"{arm}_{min(found)}" / "config.yaml").read_text() for arm, found in runs.items() if found}
-    return {"runs": runs, "configs": configs}
+    """Every number, and the config of each arm that was run here."""
+    configs = {arm: min(out.glob(f"{arm}_[0-9]*/config.yaml"), default=None) for arm in ARMS}
+    return {"runs": runs, "configs": {arm: path.read_text() for arm, path in configs.items() if path is not None}}
 
 
 if __name__ == "__main__":
