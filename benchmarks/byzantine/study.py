@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--scales", nargs="+", type=int, default=[5, 1])
     parser.add_argument("--split", default="test")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, help="default: the config's")
     parser.add_argument("--iid", action="store_true", help="deal rows at random, not by Dirichlet 1.0 of the cell type")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -51,7 +51,8 @@ def main() -> None:
                 if attack == "none" and rule != "mean":
                     continue
                 keys = [f"attack={how}", f"aggregation.robust={section}", f"random_seed={seed}"]
-                keys += [f"rounds={given.rounds}", f"data.path={given.data}", f"evaluation.final_split={given.split}"]
+                keys += [f"data.path={given.data}", f"evaluation.final_split={given.split}"]
+                keys += [f"rounds={given.rounds}"] if given.rounds is not None else []
                 keys += ["partition={kind: iid, num_clients: 5}"] if given.iid else []
                 play(given.out / f"{attack}-{rule}_{seed}", keys)
 

@@ -15,7 +15,7 @@ from fedhpc.client.private_rows import RowGradients
 from fedhpc.config.schema import FitConfig, OptimizerConfig
 from fedhpc.interfaces import Batch, Block, BlockName, Blocks, GradientTerm, Loss, Objective
 from fedhpc.models.blocks import LOCAL, NORM_LAYERS, FlatModel
-from fedhpc.models.narrow import check_narrow
+from fedhpc.models.narrow import channels_last
 
 
 class Weights(Protocol):
@@ -89,9 +89,7 @@ class Engine:
     ) -> None:
         module = module.to(device)
         if config.channels_last:
-            if device.type == "cpu":
-                check_narrow(module)
-            module = module.to(memory_format=torch.channels_last)
+            module = channels_last(module)
         self.device = device
         self.config = config
         self.loss = loss

@@ -125,10 +125,7 @@ def _column(path: str, dataset: h5py.Dataset, lengths: Mapping[str, int], file_b
         return f"{path} has {shape[0]} rows, not {lengths[expected.rows]}"
     if path == "image" and shape[3] not in (1, 3):
         return f"image has {shape[3]} channels"
-    values = 1
-    for length in shape:
-        values *= length  # of Python's integers, which do not overflow
-    if values * dataset.dtype.itemsize > MOST_RATIO * file_bytes + SLACK_BYTES:
+    if math.prod(shape) * dataset.dtype.itemsize > MOST_RATIO * file_bytes + SLACK_BYTES:
         return f"{path} of {list(shape)} is larger than the file can hold"
     if dataset.chunks and CHUNK_BYTES * math.prod(map(_parts, shape, dataset.chunks)) > file_bytes:
         return f"{path} of {list(shape)} in chunks of {list(dataset.chunks)} has more of them than the file can hold"

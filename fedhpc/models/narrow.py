@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 VECTOR = 8  # float32 values of AVX2
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The module in that memory format. Raises ValueError as `check_narrow` does, where it is on a CPU."""
+    if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+        check_narrow(module)
+    return module.to(memory_format=torch.channels_last)
 
 
 def check_narrow(module: nn.Module) -> None:
