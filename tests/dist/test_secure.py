@@ -39,7 +39,9 @@ def test_masks_change_no_bit_of_what_is_left_after_losses(phantom: str, tmp_path
     assert not any(e["masked"] for e in before)
     assert [len(e["lost"]) for e in sums] == [1, 0, 1, 0], "the second stage goes on without who was lost in the first"
     assert all((e["recovery_seconds"] > 0) == bool(e["lost"]) for e in sums)
-    assert [e["lost"] for e in before] == [e["lost"] for e in after]
+    # Of rounds: an evaluation under masks has one sum more, of how many clients have each metric.
+    lost = [[e["lost"] for e in page if e["operation"] != "evaluation"] for page in (before, after)]
+    assert lost[0] == lost[1] and not any(e["lost"] for e in (*before, *after) if e["operation"] == "evaluation")
     assert [e["by"] for e in before if e["operation"] == "reduce"] == [e["by"] for e in sums]
     # No client's metrics are shown, and the mean over clients is that of the plain run.
     assert masked["clients"] == [] and len(plain["clients"]) == 5
