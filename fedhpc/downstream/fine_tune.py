@@ -58,7 +58,7 @@ def run_fine_tune(rows: Rows, task: FineTuneTask) -> Outcome:
         random = np.random.default_rng(derived_seed(task.random_seed, "shots", seed))
         part = train[shots_of_classes(rows.patient[train].numpy(), codes[train.numpy()], task.shots, random)]
         torch.manual_seed(derived_seed(task.random_seed, "fine_tune", seed))
-        model = Head(thawed_copy(image_encoder(rows.run.module)), len(classes))
+        model = Head(thawed_copy(image_encoder(rows.run.module), rows.run.config.fit), len(classes))
         generator = torch.Generator().manual_seed(derived_seed(task.random_seed, "batches", seed))
         steps = len(batch_sizes(len(part), task.fit.batch_size, drop_last=False))
 

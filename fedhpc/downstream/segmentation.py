@@ -86,7 +86,7 @@ def run_segmentation(rows: Rows, task: SegmentationTask) -> Outcome:
     for seed in range(task.num_seeds):
         torch.manual_seed(derived_seed(task.random_seed, "decoder", seed))
         decoder = Decoder(encoder.width, task.decoder_width, grid, size).to(rows.run.device)
-        model = Segmenter(thawed_copy(encoder) if task.tune else None, decoder)  # type: ignore[arg-type]
+        model = Segmenter(thawed_copy(encoder, rows.run.config.fit) if task.tune else None, decoder)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(derived_seed(task.random_seed, "batches", seed))
 
         def losses(epoch: int, model: Segmenter = model, generator: Any = generator) -> Iterator[Tensor]:

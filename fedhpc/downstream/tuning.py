@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.config.downstream import TuneConfig
+from fedhpc.config.fit import FitConfig
+from fedhpc.models.narrow import channels_last
 
 
-def thawed_copy(encoder: Any) -> nn.Module:
-    """A copy of an image encoder all of whose parameters learn, though the run may have frozen it."""
+def thawed_copy(encoder: Any, fit: FitConfig) -> nn.Module:
+    """A copy of an image encoder all of whose parameters learn, though the run (of `fit`) may have frozen it.
+
+    Raises ValueError where oneDNN would train it wrongly, as fedhpc.models.narrow says.
+    """
     twin: Any = copy.deepcopy(encoder)
     if hasattr(twin, "frozen"):
         twin.frozen = False
-    twin.requires_grad_(True)
-    module: nn.Module = twin
-    return module
+    module: nn.Module = twin.requires_grad_(True)
+    return channels_last(module) if fit.channels_last else module
 
 
 def fit_with_patience(
