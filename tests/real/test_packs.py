@@ -99,6 +99,17 @@ def test_pbc_encoded_and_captioned_only(pbc: Path, shared_data: Path, tmp_path: 
         assert small.stat().st_size < pbc.stat().st_size / 3
 
 
+def test_pbc_captions_that_do_not_give_the_type_away(shared_data: Path, tmp_path: Path) -> None:
+    path = pack(shared_data, tmp_path, "pbc-wbcatt", "--captioned-only", "--hide-type", "--hide-granules")
+    rows = [row for row in metadata(shared_data, "pbc_wbcatt") if row["caption"]]
+    with PackedFile(path) as packed:
+        texts = packed.texts()
+        assert not any(word in text for text in set(texts) for word in (*packed.label_classes["cell_type"], "granules"))
+        assert packed.label_classes["granule_type"], "the attributes are kept as labels"
+    for row, text in list(zip(rows, texts, strict=True))[::500]:
+        assert text == row["caption"].replace(f" {row['label']} ", " cell ").rsplit(";", 1)[0] + "."
+
+
 def test_cxr_has_the_counts_of_its_provenance(cxr: Path) -> None:
     with PackedFile(cxr) as packed:
         packed.verify()

@@ -112,6 +112,12 @@ def pbc_wbcatt(
     out: Out,
     image_size: Annotated[int | None, typer.Option(help="Resize to this; the pictures have 64 pixels.", min=8)] = None,
     captioned_only: Annotated[bool, typer.Option("--captioned-only", help="Leave out rows without caption.")] = False,
+    hide_type: Annotated[
+        bool, typer.Option("--hide-type", help="Captions say 'cell' for the cell type, which they name otherwise.")
+    ] = False,
+    hide_granules: Annotated[
+        bool, typer.Option("--hide-granules", help="Captions say nothing of granules, which all but name the type.")
+    ] = False,
     keep_encoded: Annotated[bool, typer.Option("--keep-encoded", help="Store JPEG bytes as they are.")] = False,
     vocab_size: VocabSize = 400,
     max_tokens: MaxTokens = 64,
@@ -124,9 +130,9 @@ def pbc_wbcatt(
         from fedhpc.data.packers.pbc_wbcatt import pack_pbc_wbcatt
 
         done(pack_pbc_wbcatt(
-            folder, out, image_size=image_size, captioned_only=captioned_only, keep_encoded=keep_encoded,
-            vocab_size=vocab_size, max_tokens=max_tokens, skip_bad=skip_bad, overwrite=overwrite,
-            command=command_line(), crew=crew_of(ranks),
+            folder, out, image_size=image_size, captioned_only=captioned_only, hide_type=hide_type,
+            hide_granules=hide_granules, keep_encoded=keep_encoded, vocab_size=vocab_size, max_tokens=max_tokens,
+            skip_bad=skip_bad, overwrite=overwrite, command=command_line(), crew=crew_of(ranks),
         ))  # fmt: skip
 
 
