@@ -25,7 +25,7 @@ from fedhpc.completion.features import (
 )
 from fedhpc.completion.generator import generate
 from fedhpc.completion.made import ensure_made, read_made
-from fedhpc.completion.neighbour import nearest
+from fedhpc.completion.neighbour import nearest, nearest_of_class
 from fedhpc.completion.parts import Part, Ranks, in_parts
 from fedhpc.completion.reader import BOTH, JointReader, Made
 from fedhpc.config.completion import GeneratorConfig, NeighbourConfig, PretrainedConfig
@@ -53,7 +53,8 @@ class Prepared:
         clients: with the training rows that are used.
         reader: of columns.
         columns: batch name -> column.
-        given: "has_image", "has_text" bool [rows of the file], of a model that reads both.
+        given: "has_image", "has_text" bool [rows of the file], of a model that reads both; with model.hide_completed
+            "made_image", "made_text", which of it only stands in.
         completed: by modality, rows that something stands in for.
     """
 
@@ -114,6 +115,10 @@ def prepare(
     if len(model.modalities) == 2 and model.pictures == "patches":
         columns["image"] = "image"
     given = {f"has_{name}": torch.from_numpy(has[name]) for name in has} if len(has) == 2 else {}
+    if model.hide_completed:
+        for name, one in made.items():
+            given[f"made_{name}"] = torch.zeros(packed.num_rows, dtype=torch.bool)
+            given[f"made_{name}"][torch.from_numpy(one.rows)] = True
     columns |= {name: name for name in given}
     return Prepared(
         clients,
@@ -146,13 +151,17 @@ def complete(
     if isinstance(method, PretrainedConfig):
         return _by_models(config, method, packed, model, dealt, has, device, ranks, generates)
     told["features"] = features_key(model, packed, config, device)
+    label = None
+    if isinstance(method, NeighbourConfig) and method.same_label:
+        told["label"] = label_column(packed, config)
+        label = packed.read(f"label/{told['label']}")
     path = sidecar_path(packed, config, "completed", rows_key(told, dealt, has))
 
     def make(place: int) -> Part:
         client = dealt[place]
         arrays: dict[str, Array] = {}
         for name in BOTH:
-            of_client = _client_completed(config, method, features, client, has, name)
+            of_client = _client_completed(config, method, features, client, has, name, label)
             arrays |= {f"{name}.{key}": value for key, value in of_client.items()}
         return arrays
 
@@ -232,7 +241,9 @@ def _client_completed(
     client: ClientRows,
     has: Mapping[str, Array],
     name: str,
+    label: Array | None,
 ) -> dict[str, Array]:
+    """label: [rows of the file], where only rows of one class lend to each other."""
     rows, pairs, other = lacking(client, has, name), pairs_of(client, has), OTHER[name]
     if not len(rows) or len(pairs) < (method.fewest_pairs if isinstance(method, GeneratorConfig) else 1):
         return {}
@@ -240,7 +251,11 @@ def _client_completed(
         torch.from_numpy(features.read(f"{other}_tokens", some)[:, 0].copy()).float() for some in (pairs, rows)
     )
     if isinstance(method, NeighbourConfig):
-        return {"row": rows, "donor": pairs[nearest(query, condition).numpy()]}
+        if label is None:
+            return {"row": rows, "donor": pairs[nearest(query, condition).numpy()]}
+        classes, pair_classes = (torch.from_numpy(label[some]) for some in (rows, pairs))
+        place = nearest_of_class(query, condition, classes, pair_classes).numpy()
+        return {"row": rows[place >= 0], "donor": pairs[place[place >= 0]]}
     target = torch.from_numpy(features.read(f"{name}_tokens", pairs)).float()
     mask = torch.ones(target.shape[:2], dtype=torch.bool)
     if name == "text":

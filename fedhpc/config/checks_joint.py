@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fedhpc.config.algorithms import DIFFERENT_NETWORKS, FedDRAConfig, LocalConfig, MoonConfig
-from fedhpc.config.completion import GeneratorConfig, PretrainedConfig
+from fedhpc.config.completion import GeneratorConfig, NeighbourConfig, PretrainedConfig
 from fedhpc.config.joint import CreamFlConfig, FedMvpConfig, JointConfig
 from fedhpc.config.objectives import CrossEntropyConfig, MvpConfig
 
@@ -73,7 +73,11 @@ def _frozen(config: RunConfig, model: JointConfig) -> Iterator[str]:
             "false, or remove it"
         )
     if config.completion is None:
+        if model.hide_completed:
+            yield "model.hide_completed is set but nothing is completed; remove it, or set completion"
         return
+    if isinstance(config.completion, NeighbourConfig) and config.completion.same_label and config.noise is not None:
+        yield "completion.same_label goes by the labels of the file, which noise changes; remove one of both"
     if len(model.modalities) == 1:
         yield f"completion is set but the model reads {model.modalities[0]} only; remove it"
     if not model.cache:

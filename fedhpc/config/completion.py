@@ -17,6 +17,9 @@ class NeighbourConfig(Section):
     space of the frozen encoder, among rows that have both. Needs no weights."""
 
     method: Literal["neighbour"]
+    same_label: bool = False
+    """Only rows of the row's own class lend to it: training labels are known to the client. What is lent then always
+    fits the label, as nothing in the test rows does; a row of a class without any pair stays incomplete."""
 
 
 class GeneratorConfig(Section):

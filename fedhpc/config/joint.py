@@ -41,6 +41,9 @@ class JointConfig(Section):
     missing: Literal["drop", "zeros"] = "drop"
     """What becomes of a training row that lacks a modality, and that no `completion` completed. drop: left out. zeros:
     zeros in place of what it lacks."""
+    hide_completed: float = Field(0.0, ge=0, lt=1)
+    """Probability that, in a training step, the joint encoder gets zeros in place of what a row was completed with: it
+    learns to do without. The losses of single modalities see it all the same."""
     cache: bool = True
     """Compute what frozen encoders make of the data once, and keep it beside the packed file (or in
     data.sidecar_dir)."""

@@ -158,7 +158,8 @@ class JointModel(nn.Module):
     # ------------------------------------------------------------------------------------------------------ forward
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """batch: "image" [B,C,H,W] and "tokens" [B,L], or what `features` gives; "has_image", "has_text" bool [B], all
-        True where they are not there.
+        True where they are not there; "made_image", "made_text" bool [B]: which of it only stands in, for
+        config.hide_completed.
 
         Returns "logits" [B,K], of the joint representation or the only modality's; "image", "text" [B,width] of length
         1 and "joint" [B,width] at most that; "logits/image", "logits/text" [B,K], by the same classifier.
@@ -185,12 +186,20 @@ class JointModel(nn.Module):
             image = known["image_tokens"]
         text = known["text_tokens"]
         every = torch.ones(len(text), dtype=torch.bool, device=text.device)
-        has_image, has_text = known.get("has_image", every), known.get("has_text", every)
+        has_image, has_text = (self._seen(name, known, every) for name in ("image", "text"))
         positions, counts = self.joint(image.float(), text.float(), known["text_mask"], has_image, has_text)
         unit = F.normalize(self.embed(positions), dim=2)
         if counts is None:
             return unit.mean(dim=1)
         return (unit * counts[:, :, None]).sum(dim=1) / counts.sum(dim=1, keepdim=True)
+
+    def _seen(self, name: str, known: Batch, every: Tensor) -> Tensor:
+        """bool [B]: rows that have a modality, without stand-ins that are hidden in this step."""
+        has = known.get(f"has_{name}", every)
+        if not self.training or f"made_{name}" not in known:
+            return has
+        hidden = torch.rand(len(has), device=has.device) < self.config.hide_completed
+        return has & ~(known[f"made_{name}"] & hidden)
 
 
 def with_positions(x: Tensor) -> Tensor:
