@@ -45,6 +45,19 @@ def test_ranks_make_the_same_sidecars_and_only_sums_leave_a_client(phantom: str,
     assert json.loads(text.splitlines()[0])
 
 
+def test_neighbours_of_the_same_class_lend_and_the_same_stand_ins_are_hidden_on_any_rank(
+    phantom: str, tmp_path: Path
+) -> None:
+    keys = ("completion={method: neighbour, same_label: true}", "model.hide_completed=0.5")
+    options = (phantom, *FEW, *keys, f"data.sidecar_dir={tmp_path / 'side'}")
+    assert len({run(CONFIG, world, tmp_path / str(world), *options)["sha256"] for world in (1, 3)}) == 1
+    with h5py.File(sidecar(tmp_path / "side", "completed")) as made, h5py.File(phantom.partition("=")[2]) as data:
+        label = data["label/finding"][()]
+        for name in ("image", "text"):
+            rows, donors = made[f"{name}/row"][()], made[f"{name}/donor"][()]
+            assert len(rows) and (rows != donors).all() and np.array_equal(label[rows], label[donors])
+
+
 def test_missing_rows_are_written_down_and_never_seen(phantom: str, tmp_path: Path) -> None:
     """Another content of what was withheld changes nothing: rows are dropped, or zeros stand for them."""
     folder = tmp_path / "side"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedhpc.completion.features import FeatureFile
 from fedhpc.completion.generator import generate
-from fedhpc.completion.neighbour import nearest
+from fedhpc.completion.neighbour import nearest, nearest_of_class
 from fedhpc.completion.parts import Part, Ranks, in_parts
 from fedhpc.completion.reader import JointReader, Made
 from fedhpc.config.completion import GeneratorConfig
@@ -94,6 +94,20 @@ def test_nearest_by_centred_cosine() -> None:
     assert nearest(torch.tensor(pairs), torch.tensor(pairs)).tolist() == list(range(30))
     assert nearest(torch.tensor(query[:0]), torch.tensor(pairs)).tolist() == []
     assert nearest(torch.tensor(query), torch.tensor(pairs[:1])).tolist() == [0] * 12
+
+
+def test_nearest_of_the_same_class() -> None:
+    random = np.random.default_rng(1)
+    pairs, query = torch.tensor(random.normal(size=(30, 5))), torch.tensor(random.normal(size=(40, 5)))
+    classes, pair_classes = torch.tensor(random.integers(0, 4, 40)), torch.tensor(random.integers(0, 3, 30))
+    found = nearest_of_class(query, pairs, classes, pair_classes)
+    assert ((found == -1) == (classes == 3)).all(), "nobody has a pair of class 3"
+    mean, lent = pairs.mean(0), found >= 0
+    cosine = torch.nn.functional.cosine_similarity(query[:, None] - mean, pairs[None] - mean, dim=2)
+    cosine[classes[:, None] != pair_classes] = -2
+    assert torch.equal(found[lent], cosine.argmax(1)[lent])
+    one = torch.zeros(30, dtype=torch.long)
+    assert torch.equal(nearest_of_class(query, pairs, torch.zeros(40), one), nearest(query, pairs))
 
 
 # ----------------------------------------------------------------------------------------------------------- generator

@@ -23,6 +23,11 @@ CONFIG = ROOT / "configs" / "smoke" / "fedmvp.yaml"
         (["data.random_flip=true"], "data.random_flip is set but model.cache = true .* set model.cache: false"),
         (["model.cache=false"], "completion works in the space of cached frozen features; set model.cache: true"),
         (["completion={method: generator}", "model.pictures=patches"], "set model.pictures: tokens"),
+        (["completion=null", "model.hide_completed=0.5"], "model.hide_completed is set but nothing is completed"),
+        (
+            ["completion={method: neighbour, same_label: true}", "noise={kind: symmetric, rate: 0.1}"],
+            "completion.same_label goes by the labels of the file, which noise changes",
+        ),
         (["model.image=null"], "fedmvp but the model reads text only; add the other encoder, or set fedavg"),
         (["model.joint_heads=3"], "joint_heads = 3 does not divide .*, 32; set model.joint_heads: 2"),
         (["model.concat=features", "model.cross_heads=3"], "cross_heads = 3 does not divide .*, 16"),

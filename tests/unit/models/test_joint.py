@@ -101,6 +101,23 @@ def test_what_a_row_lacks_is_nowhere_in_its_joint_representation(concat: str, pi
         assert not torch.allclose(base, model({**data, raw: other[raw]})["joint"])
 
 
+def test_what_stands_in_is_hidden_as_often_as_told_and_in_training_alone() -> None:
+    model = build(pictures="tokens", hide_completed=0.75, dropout=0.0)
+    n = 400
+    data = {name: values[:1].expand(n, *values.shape[1:]) for name, values in batch().items()}
+    stands_in = torch.arange(n) % 2 == 0
+    data |= {"made_text": stands_in, "has_text": torch.ones(n, dtype=torch.bool)}
+    with torch.no_grad():
+        seen, bare = model.eval()(data)["joint"], model({**data, "has_text": torch.zeros(n, dtype=torch.bool)})["joint"]
+        torch.manual_seed(3)
+        trained = model.train()(data)["joint"]
+    torch.testing.assert_close(seen, seen[:1].expand_as(seen))
+    hidden = (trained - bare[0]).norm(dim=1) < 1e-4
+    assert ((trained - seen[0]).norm(dim=1) < 1e-4)[~hidden].all()
+    assert not hidden[~stands_in].any(), "a row's own text is never hidden"
+    assert 0.65 < float(hidden[stands_in].double().mean()) < 0.85
+
+
 def test_padding_does_not_matter() -> None:
     model = build(pictures="tokens").eval()
     data = batch()
