@@ -1,13 +1,13 @@
 """configs/study/fedmvp_pbc: settings, each with its arms, in one process. Finished runs are skipped: start it again to
 go on.
 
-    python benchmarks/fedmvp/study.py run OUT DATA [--settings main beta_0.3 ...] [--arms fedmvp ...] [--seeds 1 2 3]
-    python benchmarks/fedmvp/study.py tune OUT DATA [--settings main] [--arms ...]    # rates, on validation rows
+    python benchmarks/fedmvp/study.py run OUT DATA FOUNDATION [--settings main ...] [--arms ...] [--seeds 1 2 3]
+    python benchmarks/fedmvp/study.py tune OUT DATA FOUNDATION [--settings main] [--arms ...]    # on validation rows
     python benchmarks/fedmvp/study.py table OUT [--settings main ...] [--base fedavg_pairs]
 
-For each setting and random seed first the encoders that all arms freeze. OUT/<setting>/<arm>_<seed> are run folders;
-weights.json in those of FedMVP has what no exchange shows, each client's weight in every round. `run` takes the
-learning rates that `tune` found best (OUT/rates.json), where there are any.
+First the encoders that all arms freeze are trained, once, on FOUNDATION (rows of other hospitals), into OUT/encoders.
+OUT/<setting>/<arm>_<seed> are run folders; weights.json in those of FedMVP has what no exchange shows, each client's
+weight in every round. `run` takes the learning rates that `tune` found best (OUT/rates.json), where there are any.
 """
 
 from __future__ import annotations
@@ -37,14 +37,12 @@ RATES = (1e-3, 2e-3, 4e-3)
 
 @dataclass(frozen=True)
 class Setting:
-    """data: overrides of the arms and of the encoders' pre-training; run: of the arms alone. encoders: whose they are,
-    by modality, where not its own."""
+    """data: overrides of all arms; pictures: of those that read pictures. encoders: the configs that they come from."""
 
     arms: tuple[str, ...] = FEW
     data: tuple[str, ...] = ()
-    run: tuple[str, ...] = ()
-    pretrain: str = "pretrain"
-    encoders: Mapping[str, str] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+    encoders: Mapping[str, str] = field(default_factory=lambda: {"image": "pretrain", "text": "pretrain"})
 
 
 VIT = "model.image.name=vit_tiny_patch16_224"
@@ -53,18 +51,16 @@ SETTINGS = {
     "beta_0.3": Setting(data=("missing.ratio=0.3",)),
     "beta_0.5": Setting(data=("missing.ratio=0.5",)),
     "iid": Setting(data=("partition={kind: iid, num_clients: 10}",)),
-    "dirichlet_0.1": Setting(data=("partition.alpha=0.1", "partition.min_examples=20")),
+    "dirichlet_0.1": Setting(data=("partition.alpha=0.1", "partition.min_examples=5")),
     "mnar": Setting(data=("missing.rule=label",)),
     # Other pairs of frozen encoders: a ViT with the BERT that it was trained with, and with one that it never met.
-    "vit": Setting(run=(VIT,), pretrain="pretrain_vit"),
-    "crossed": Setting(run=(VIT,), encoders={"image": "vit", "text": "main"}),
+    "vit": Setting(pictures=(VIT,), encoders={"image": "pretrain_vit", "text": "pretrain_vit"}),
+    "crossed": Setting(pictures=(VIT,), encoders={"image": "pretrain_vit", "text": "pretrain"}),
     # Client 0 has wrong labels: 0.8 over five classes says nothing.
     "broken_client": Setting(
-        ("fedmvp", "fedmvp_sharp", "plain_averaging"),
-        run=(f"noise={{kind: symmetric, rate: [0.8{', 0' * 9}]}}",),
-        encoders={"image": "main", "text": "main"},
+        ("fedmvp", "fedmvp_sharp", "plain_averaging"), (f"noise={{kind: symmetric, rate: [0.8{', 0' * 9}]}}",)
     ),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -72,13 +68,17 @@ def main() -> None:
     parser.add_argument("what", choices=["run", "tune", "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="?")
+    parser.add_argument("foundation", nargs="?")
     parser.add_argument("--settings", nargs="+", default=["main"], choices=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", help="default: those of the setting")
     parser.add_argument("--base", default="fedavg_pairs")
     given = parser.parse_args()
-    if given.what != "table" and given.data is None:
-        parser.error(f"{given.what} needs DATA, the packed file; how it is packed stands in {CONFIGS / 'fedmvp.yaml'}")
+    if given.what != "table":
+        if given.foundation is None:
+            parser.error(f"{given.what} needs DATA and FOUNDATION, packed as {CONFIGS / 'fedmvp.yaml'} says")
+        for kind in sorted({kind for name in given.settings for kind in SETTINGS[name].encoders.values()}):
+            pretrain(kind, given.out, given.foundation)
     for name in given.settings:
         arms = given.arms or SETTINGS[name].arms
         if given.what == "run":
@@ -95,9 +95,7 @@ def main() -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- runs
 def play(setting: str, arm: str, seed: int, out: Path, data: str, more: Iterable[str] = (), suffix: str = "") -> float:
-    """One run, after the encoders that it freezes; the mean accuracy."""
-    for owner in sources(setting).values():
-        pretrain(owner, seed, out, data)
+    """One run; the mean accuracy."""
     folder = out / setting / f"{arm}_{seed}{suffix}"
     return one_run(CONFIGS / f"{arm}.yaml", folder, [*overrides(setting, arm, seed, out), *more], data)
 
@@ -105,24 +103,18 @@ def play(setting: str, arm: str, seed: int, out: Path, data: str, more: Iterable
 def overrides(setting: str, arm: str, seed: int, out: Path) -> list[str]:
     """Of an arm's config."""
     told, reads = SETTINGS[setting], {"image_only": ["image"], "text_only": ["text"]}.get(arm, ["image", "text"])
-    frozen = [f"model.{m}.pretrained={(out / sources(setting)[m] / f'encoders_{seed}' / m).resolve()}" for m in reads]
-    shape = [one for one in told.run if "image" in reads or not one.startswith("model.image")]
-    return [f"random_seed={seed}", *told.data, *frozen, *shape]
+    frozen = [f"model.{m}.pretrained={(out / 'encoders' / told.encoders[m] / m).resolve()}" for m in reads]
+    return [f"random_seed={seed}", *told.data, *(told.pictures if "image" in reads else ()), *frozen]
 
 
-def sources(setting: str) -> dict[str, str]:
-    """The settings whose encoders are frozen, by modality."""
-    return {m: SETTINGS[setting].encoders.get(m, setting) for m in ("image", "text")}
-
-
-def pretrain(setting: str, seed: int, out: Path, data: str) -> None:
-    """The encoders of a setting and random seed: trained on the clients' complete pairs, and exported."""
+def pretrain(kind: str, out: Path, foundation: str) -> None:
+    """The encoders that are frozen: trained on pairs of other hospitals, and exported."""
     from fedhpc.export import export_run
 
-    told, folder = SETTINGS[setting], out / setting / f"encoders_{seed}"
+    folder = out / "encoders" / kind
     if not folder.is_dir():
-        run = out / setting / f"pretrain_{seed}"
-        one_run(CONFIGS / f"{told.pretrain}.yaml", run, [f"random_seed={seed}", *told.data], data)
+        run = out / "encoders" / f"{kind}_run"
+        one_run(CONFIGS / f"{kind}.yaml", run, [], foundation)
         export_run(run, folder)
 
 
@@ -197,7 +189,7 @@ def table(folder: Path, base: str) -> None:
     weigh: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*/results.json")):
         arm, _, seed = path.parent.name.rpartition("_")
-        if not seed.isdigit() or arm == "pretrain":
+        if not seed.isdigit():
             continue  # of tune
         runs.setdefault(arm, {})[int(seed)] = json.loads(path.read_text())["summary"]
         if (path.parent / "weights.json").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from fedhpc.data.partition import ClientRows, partition_file
 from fedhpc.data.presence import present_rows
 from fedhpc.data.public import held_out_rows
 from fedhpc.interfaces import ClientId, DataSpec
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 def usable_rows(packed: PackedFile, config: RunConfig) -> np.ndarray:
@@ -113,13 +116,20 @@ def unseen_clients(config: RunConfig, dealt: Sequence[ClientRows]) -> frozenset[
 
 
 def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:
-    """Sizes and counts that models are built from."""
+    """Sizes and counts that models are built from.
+
+    Raises:
+        ValueError: longer texts than the file's, or a pretrained text encoder with another vocabulary.
+    """
     height, width, channels = packed.image_shape or (0, 0, 0)
     if config.data.max_tokens is not None and config.data.max_tokens > packed.max_tokens:
         raise ValueError(
             f"data.max_tokens: {config.data.max_tokens}, but the file has {packed.max_tokens} tokens a row; "
             "leave the key out, or pack again with --max-tokens"
         )
+    text = config.model.text if isinstance(config.model, DualEncoderConfig | JointConfig) else None
+    if text is not None and text.pretrained is not None:
+        check_vocabulary(packed, text.pretrained)
     learned = not isinstance(config.model, DualEncoderConfig)
     return DataSpec(
         image_channels=channels,
@@ -129,6 +139,24 @@ def data_spec(packed: PackedFile, config: RunConfig) -> DataSpec:
         pad_token=packed.pad_token,
         num_classes=len(packed.label_classes[label_column(packed, config)]) if learned else 0,
     )
+
+
+def check_vocabulary(packed: PackedFile, pretrained: str) -> None:
+    """Raises ValueError where a text encoder's folder has a tokenizer that numbers words otherwise than the packed
+    file's: a vocabulary of the same size would be read as if it were the same, and every word as another."""
+    if packed.tokenizer_json is None or not any((Path(pretrained) / name).is_file() for name in TOKENIZER_FILES):
+        return
+    from tokenizers import Tokenizer
+
+    from fedhpc.data.text import load_tokenizer
+
+    own, other = Tokenizer.from_str(packed.tokenizer_json).get_vocab(), load_tokenizer(pretrained).get_vocab()
+    if own != other:
+        word = min(own.items() ^ other.items())[0]
+        raise ValueError(
+            f"model.text.pretrained: {pretrained} has the number {other.get(word, 'none')} for {word!r}, the packed "
+            f"set {own.get(word, 'none')}; pack the set with --tokenizer {pretrained}"
+        )
 
 
 def match_groups(packed: PackedFile, columns: list[str] | None) -> np.ndarray:

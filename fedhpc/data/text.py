@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from fedhpc.data.hdf5 import PackedFile
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TEXTS_AT_ONCE = 4096  # an encoding takes kilobytes: a whole archive of reports would not fit
 _PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
@@ -99,8 +101,14 @@ def _merge(pieces: list[str], pair: tuple[str, str], merged: str) -> list[str]:
 
 
 def load_tokenizer(where: str) -> Tokenizer:
-    """A tokenizer.json, a folder with tokenizer.json or (BERT) vocab.txt, or a hub id. Raises ValueError."""
+    """A tokenizer.json, a folder with tokenizer.json or (BERT) vocab.txt, another packed file, or a hub id. Raises
+    ValueError."""
     path = Path(where)
+    if path.suffix == ".h5" and path.is_file():
+        with PackedFile(path) as packed:
+            if packed.tokenizer_json is None:
+                raise ValueError(f"{path} has no texts, so no tokenizer; set --tokenizer to a file that has")
+            return Tokenizer.from_str(packed.tokenizer_json)
     if path.is_dir():
         if (path / "tokenizer.json").exists():
             path = path / "tokenizer.json"

@@ -16,6 +16,7 @@ from fedhpc.data.packers.cli_shared import (
     Ranks,
     Seed,
     SkipBad,
+    Tokenizer,
     VocabSize,
     command_line,
     crew_of,
@@ -60,9 +61,7 @@ def table(
     text_column: Annotated[str | None, typer.Option(help="Column with text.")] = None,
     vocab_size: VocabSize = 4000,
     max_tokens: MaxTokens = 128,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json, folder or hub id, instead of training.")
-    ] = None,
+    tokenizer: Tokenizer = None,
     label: Annotated[list[str] | None, typer.Option(help="Categorical column; repeatable.")] = None,
     tabular: Annotated[list[str] | None, typer.Option(help="name=column1,column2 of numbers; repeatable.")] = None,
     site_column: Annotated[str | None, typer.Option(help="Column with the site; default: one site.")] = None,
@@ -121,6 +120,7 @@ def pbc_wbcatt(
     keep_encoded: Annotated[bool, typer.Option("--keep-encoded", help="Store JPEG bytes as they are.")] = False,
     vocab_size: VocabSize = 400,
     max_tokens: MaxTokens = 64,
+    tokenizer: Tokenizer = None,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
     ranks: Ranks = None,
@@ -132,7 +132,7 @@ def pbc_wbcatt(
         done(pack_pbc_wbcatt(
             folder, out, image_size=image_size, captioned_only=captioned_only, hide_type=hide_type,
             hide_granules=hide_granules, keep_encoded=keep_encoded, vocab_size=vocab_size, max_tokens=max_tokens,
-            skip_bad=skip_bad, overwrite=overwrite, command=command_line(), crew=crew_of(ranks),
+            tokenizer=tokenizer, skip_bad=skip_bad, overwrite=overwrite, command=command_line(), crew=crew_of(ranks),
         ))  # fmt: skip
 
 

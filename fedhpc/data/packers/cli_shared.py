@@ -24,7 +24,9 @@ VocabSize = Annotated[int, typer.Option(help="Most entries of the WordPiece toke
 MaxTokens = Annotated[int, typer.Option(help="Tokens that a text is cut or padded to.")]
 Seed = Annotated[int, typer.Option(help="Seed of a drawn split.", min=0)]
 Limit = Annotated[int | None, typer.Option(help="Pack only so many rows, spread evenly over the table.", min=1)]
-Tokenizer = Annotated[str | None, typer.Option(help="tokenizer.json, folder or hub id, instead of training.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="tokenizer.json, folder, packed file or hub id, instead of training.")
+]
 Ranks = Annotated[int | None, typer.Option(help="Decode pictures in this many processes of this machine.", min=1)]
 Pixels = Annotated[int, typer.Option(help="Letterbox to N x N px.", min=1)]
 

@@ -36,7 +36,8 @@ _NOTE = (
 def pack_pbc_wbcatt(
     folder: Path, out: Path, *, image_size: int | None = None, captioned_only: bool = False, hide_type: bool = False,
     hide_granules: bool = False, keep_encoded: bool = False, vocab_size: int = 400, max_tokens: int = 64,
-    skip_bad: bool = False, overwrite: bool = False, command: str = "", crew: Crew | None = None,
+    tokenizer: str | None = None, skip_bad: bool = False, overwrite: bool = False, command: str = "",
+    crew: Crew | None = None,
 ) -> PackReport:  # fmt: skip
     """Pack all rows, or with `captioned_only` those with a caption; pictures come in 64 px and are resized to
     `image_size`. hide_type: captions say "cell" for its type. hide_granules: they end before what they say of granules,
@@ -56,8 +57,8 @@ def pack_pbc_wbcatt(
         note=_NOTE + (f" Left out of captions: {' and '.join(hidden)}." if hidden else ""), command=command, crew=crew,
         image_npz=folder / "pbc64_jpeg.npz", npz_index_column="index", channels=3, image_size=image_size,
         keep_encoded=keep_encoded, text_column="caption", vocab_size=vocab_size, max_tokens=max_tokens,
-        labels=("cell_type", *ATTRIBUTES), id_column="index", split_column="split", allow_missing=True,
-        skip_bad=skip_bad, overwrite=overwrite,
+        tokenizer=tokenizer, labels=("cell_type", *ATTRIBUTES), id_column="index", split_column="split",
+        allow_missing=True, skip_bad=skip_bad, overwrite=overwrite,
     )  # fmt: skip
     return pack_rows(rows, plan)
 

@@ -32,18 +32,16 @@ def test_a_setting_is_valid_and_says_what_it_is_named_for(setting: str) -> None:
     told = STUDY.SETTINGS[setting]
     for arm in told.arms:
         config: Any = load_config(STUDY.CONFIGS / f"{arm}.yaml", STUDY.overrides(setting, arm, 7, Path("out")))
-        assert config.random_seed == 7 and config.missing is not None and config.public is not None
+        assert config.random_seed == 7 and config.missing is not None and config.data.path.name == "pbc_1500.h5"
+        if config.public is not None:
+            assert config.public.path.name == "pbc_foundation.h5", "clients keep all of their rows"
         for modality in config.model.modalities:
-            owner = STUDY.sources(setting)[modality]
-            frozen = getattr(config.model, modality)
-            assert frozen.pretrained.endswith(f"out/{owner}/encoders_7/{modality}") and frozen.freeze
-            # Pre-training deals the same rows to the same clients, and the same ones lose the same.
-            own = STUDY.SETTINGS[owner]
-            pre = load_config(STUDY.CONFIGS / f"{own.pretrain}.yaml", ["random_seed=7", *own.data])
-            assert (pre.partition, pre.missing, pre.public) == (config.partition, config.missing, config.public)
-            assert pre.data.max_tokens == 40 and config.data.max_tokens == (
-                40 if "text" in config.model.modalities else None
-            )
+            kind, frozen = told.encoders[modality], getattr(config.model, modality)
+            assert frozen.pretrained.endswith(f"out/encoders/{kind}/{modality}") and frozen.freeze
+            pre: Any = load_config(STUDY.CONFIGS / f"{kind}.yaml", [])
+            assert pre.data.path.name == "pbc_foundation.h5" and pre.missing is None
+            reads_text = "text" in config.model.modalities
+            assert pre.data.max_tokens == 36 and config.data.max_tokens == (36 if reads_text else None)
             assert getattr(pre.model, modality).name == frozen.name
 
 

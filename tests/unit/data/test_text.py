@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedhpc.data.hdf5 import PackWriter
 from fedhpc.data.text import SPECIAL, encode_texts, load_tokenizer, pad_token_of, train_wordpiece
 
 TEXTS = ["Mild opacity in the LEFT lung.", "no opacity, clear lungs", "severe opacities of the right lung"] * 3
@@ -74,6 +75,23 @@ def test_loading(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is not a tokenizer.json"):
         load_tokenizer(str(tmp_path / "bad.json"))
+
+
+def test_the_tokenizer_of_another_packed_file(tmp_path: Path) -> None:
+    tokenizer = train_wordpiece(TEXTS, 80)
+    with PackWriter(tmp_path / "told.h5", name="a", source="b", licence="c") as writer:
+        tokens, _ = encode_texts(tokenizer, TEXTS, 12)
+        writer.set_text(TEXTS)
+        writer.set_tokens(tokens, tokenizer_json=tokenizer.to_str(), pad_token=0, vocab_size=80)
+        writer.set_row_ids([str(k) for k in range(len(TEXTS))])
+        writer.set_split(np.zeros(len(TEXTS), np.int8))
+    assert load_tokenizer(str(tmp_path / "told.h5")).to_str() == tokenizer.to_str()
+    with PackWriter(tmp_path / "mute.h5", name="a", source="b", licence="c") as writer:
+        writer.add_images(np.zeros((4, 8, 8, 1), np.uint8))
+        writer.set_row_ids(list("0123"))
+        writer.set_split(np.zeros(4, np.int8))
+    with pytest.raises(ValueError, match="mute.h5 has no texts, so no tokenizer"):
+        load_tokenizer(str(tmp_path / "mute.h5"))
 
 
 def test_many_texts_are_encoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
