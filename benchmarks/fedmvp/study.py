@@ -29,7 +29,7 @@ SHOWN = (
 FEW = ("fedmvp", "fedavg_pairs", "zero_filling")
 ALL = (
     *FEW, "fedprox_zeros", "creamfl", "local_zeros", "image_only", "text_only", "completed_fedavg",
-    "without_completion", "without_mcm", "without_ram", "plain_averaging",
+    "without_completion", "without_label", "without_hiding", "without_mcm", "without_ram", "plain_averaging",
 )  # fmt: skip
 TUNED_ON = (101,)  # random seeds of `tune`
 RATES = (1e-3, 2e-3, 4e-3)
@@ -58,7 +58,8 @@ SETTINGS = {
     "crossed": Setting(pictures=(VIT,), encoders={"image": "pretrain_vit", "text": "pretrain"}),
     # Client 0 has wrong labels: 0.8 over five classes says nothing.
     "broken_client": Setting(
-        ("fedmvp", "fedmvp_sharp", "plain_averaging"), (f"noise={{kind: symmetric, rate: [0.8{', 0' * 9}]}}",)
+        ("fedmvp", "fedmvp_sharp", "plain_averaging"),
+        (f"noise={{kind: symmetric, rate: [0.8{', 0' * 9}]}}", "completion.same_label=false"),
     ),
 }
 
