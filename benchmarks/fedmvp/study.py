@@ -3,7 +3,7 @@ go on.
 
     python benchmarks/fedmvp/study.py run OUT DATA FOUNDATION [--settings main ...] [--arms ...] [--seeds 1 2 3]
     python benchmarks/fedmvp/study.py tune OUT DATA FOUNDATION [--settings main] [--arms ...]    # on validation rows
-    python benchmarks/fedmvp/study.py table OUT [--settings main ...] [--base fedavg_pairs]
+    python benchmarks/fedmvp/study.py table OUT [--settings main ...] [--base fedavg_pairs] [--json FILE]
 
 First the encoders that all arms freeze are trained, once, on FOUNDATION (rows of other hospitals), into OUT/encoders.
 OUT/<setting>/<arm>_<seed> are run folders; weights.json in those of FedMVP has what no exchange shows, each client's
@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fedhpc.report.compare import interval
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study" / "fedmvp_pbc"
 QUIET = ("report.plots=false", "report.tensorboard=false", "checkpoint.every=100000", "checkpoint.keep=1")
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", help="default: those of the setting")
     parser.add_argument("--base", default="fedavg_pairs")
+    parser.add_argument("--json", type=Path, help="of table: all numbers, rates and configs")
     given = parser.parse_args()
     if given.what != "table":
         if given.foundation is None:
@@ -91,7 +94,12 @@ def main() -> None:
         elif given.what == "tune":
             tune(name, arms, given.out, given.data)
         else:
-            table(given.out / name, given.base)
+            print(f"{name}\n\n{table(collect(given.out / name), given.base)}")
+    if given.what == "table" and given.json is not None:
+        found = {name: collect(given.out / name) for name in given.settings}
+        configs = {path.name: path.read_text() for path in sorted(CONFIGS.glob("*.yaml"))}
+        rates = read(given.out / "rates.json")
+        given.json.write_text(json.dumps({"runs": found, "rates": rates, "configs": configs}, indent=1))
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -183,28 +191,43 @@ def tune(setting: str, arms: Iterable[str], out: Path, data: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-def table(folder: Path, base: str) -> None:
-    """Markdown: mean over clients by arm, mean and range over random seeds; accuracy against `base`, paired; and of
-    FedMVP how much client 0 weighs against the others' mean, in the last round."""
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
-    weigh: dict[str, list[float]] = {}
+Runs = dict[str, dict[int, dict[str, float]]]  # arm -> random seed -> metric
+
+
+def collect(folder: Path) -> Runs:
+    """Means over clients of a setting's runs; "weight_0" is how much client 0 weighs against the others' mean in the
+    last round of FedMVP."""
+    runs: Runs = {}
     for path in sorted(folder.glob("*/results.json")):
         arm, _, seed = path.parent.name.rpartition("_")
         if not seed.isdigit():
             continue  # of tune
-        runs.setdefault(arm, {})[int(seed)] = json.loads(path.read_text())["summary"]
+        found = means(path.parent)
         if (path.parent / "weights.json").is_file():
             *_, last = json.loads((path.parent / "weights.json").read_text())
-            rest = [weight for client, weight in last.items() if client != "0"]
-            weigh.setdefault(arm, []).append(last["0"] / statistics.fmean(rest))
-    print(f"{folder.name}\n\n| arm | seeds |", " | ".join(SHOWN), f"| accuracy - {base} | client 0's weight |")
-    print("|---|---|" + "---|" * (len(SHOWN) + 2))
+            found["weight_0"] = last["0"] / statistics.fmean(w for client, w in last.items() if client != "0")
+        runs.setdefault(arm, {})[int(seed)] = found
+    return runs
+
+
+def table(runs: Runs, base: str) -> str:
+    """Markdown: mean and range over random seeds, and the differences from `base`, paired, with 95 % intervals. An arm
+    of one modality has its accuracy under it."""
+    columns = (*SHOWN, "weight_0")
+    lines = [
+        f"| arm | seeds | {' | '.join(columns)} | accuracy - {base} |",
+        f"|---|---|{'---|' * (len(columns) + 1)}",
+    ]
     for arm, by_seed in runs.items():
-        cells = [spread([run[name]["mean"] for run in by_seed.values() if name in run]) for name in SHOWN]
+        cells = [spread([run[name] for run in by_seed.values() if name in run]) for name in columns]
         shared = [seed for seed in by_seed if seed in runs.get(base, {})]
-        pairs = [by_seed[s]["accuracy"]["mean"] - runs[base][s]["accuracy"]["mean"] for s in shared]
-        paired = ", ".join(f"{difference:+.3f}" for difference in pairs)
-        print(f"| {arm} | {len(by_seed)} |", " | ".join(cells), f"| {paired} | {spread(weigh.get(arm, []))} |")
+        changes = [by_seed[s]["accuracy"] - runs[base][s]["accuracy"] for s in shared]
+        paired = "-"
+        if arm != base and len(changes) > 1:
+            mean, low, high = interval(changes)
+            paired = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {sum(c > 0 for c in changes)} of {len(changes)}"
+        lines.append(f"| {arm} | {len(by_seed)} | {' | '.join(cells)} | {paired} |")
+    return "\n".join([*lines, ""])
 
 
 def spread(values: list[float]) -> str:
