@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhpc.report.compare import interval
+from fedhpc.report.compare import difference
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "study" / "fedmvp_pbc"
 QUIET = ("report.plots=false", "report.tensorboard=false", "checkpoint.every=100000", "checkpoint.keep=1")
@@ -90,9 +90,9 @@ def main() -> None:
             for seed in given.seeds:
                 for arm in arms:
                     rate = [f"fit.optimizer.learning_rate={rates[arm]}"] if arm in rates else []
-                    play(name, arm, seed, given.out, given.data, rate)
+                    play(name, arm, seed, given.out, given.data, given.foundation, rate)
         elif given.what == "tune":
-            tune(name, arms, given.out, given.data)
+            tune(name, arms, given.out, given.data, given.foundation)
         else:
             print(f"{name}\n\n{table(collect(given.out / name), given.base)}")
     if given.what == "table" and given.json is not None:
@@ -103,10 +103,15 @@ def main() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
-def play(setting: str, arm: str, seed: int, out: Path, data: str, more: Iterable[str] = (), suffix: str = "") -> float:
+def play(
+    setting: str, arm: str, seed: int, out: Path, data: str, foundation: str, more: Iterable[str], suffix: str = ""
+) -> float:
     """One run; the mean accuracy."""
-    folder = out / setting / f"{arm}_{seed}{suffix}"
-    return one_run(CONFIGS / f"{arm}.yaml", folder, [*overrides(setting, arm, seed, out), *more], data)
+    from fedhpc.config.load import load_config
+
+    config, folder = CONFIGS / f"{arm}.yaml", out / setting / f"{arm}_{seed}{suffix}"
+    public = [] if load_config(config, []).public is None else [f"public.path={foundation}"]
+    return one_run(config, folder, [*overrides(setting, arm, seed, out), *public, *more], data)
 
 
 def overrides(setting: str, arm: str, seed: int, out: Path) -> list[str]:
@@ -176,14 +181,14 @@ def read(path: Path) -> dict[str, float]:
 
 
 # --------------------------------------------------------------------------------------------------------------- tuning
-def tune(setting: str, arms: Iterable[str], out: Path, data: str) -> None:
+def tune(setting: str, arms: Iterable[str], out: Path, data: str, foundation: str) -> None:
     """The learning rate of each arm with the highest mean accuracy on validation rows, into OUT/rates.json."""
     best = read(out / "rates.json")
     for arm in arms:
         scores = {}
         for rate in RATES:
             keys = (f"fit.optimizer.learning_rate={rate}", "evaluation.final_split=val")
-            found = [play(setting, arm, seed, out, data, keys, f"_lr{rate:g}") for seed in TUNED_ON]
+            found = [play(setting, arm, seed, out, data, foundation, keys, f"_lr{rate:g}") for seed in TUNED_ON]
             scores[rate] = statistics.fmean(found)
         best[arm] = max(scores, key=lambda rate: scores[rate])
         print(arm, {rate: round(score, 4) for rate, score in scores.items()}, flush=True)
@@ -220,12 +225,8 @@ def table(runs: Runs, base: str) -> str:
     ]
     for arm, by_seed in runs.items():
         cells = [spread([run[name] for run in by_seed.values() if name in run]) for name in columns]
-        shared = [seed for seed in by_seed if seed in runs.get(base, {})]
-        changes = [by_seed[s]["accuracy"] - runs[base][s]["accuracy"] for s in shared]
-        paired = "-"
-        if arm != base and len(changes) > 1:
-            mean, low, high = interval(changes)
-            paired = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {sum(c > 0 for c in changes)} of {len(changes)}"
+        own, bases = ({seed: run["accuracy"] for seed, run in runs.get(name, {}).items()} for name in (arm, base))
+        paired = "-" if arm == base else difference(bases, own)
         lines.append(f"| {arm} | {len(by_seed)} | {' | '.join(cells)} | {paired} |")
     return "\n".join([*lines, ""])
 

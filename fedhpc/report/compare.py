@@ -139,7 +139,7 @@ def paired(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table | None:
         if len(arm.runs.keys() & arms[0].runs.keys()) < 2:
             continue
         rows += 1
-        cells = [_difference(arms[0].values(m, kind), arm.values(m, kind)) for m in shown for kind in ("mean", "worst")]
+        cells = [difference(arms[0].values(m, kind), arm.values(m, kind)) for m in shown for kind in ("mean", "worst")]
         table.add_row(arm.name, *cells)
     return table if rows else None
 
@@ -153,7 +153,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def _difference(base: Mapping[int, float], other: Mapping[int, float]) -> str:
+def difference(base: Mapping[int, float], other: Mapping[int, float]) -> str:
+    """Of `other` from `base` over the random seeds of both: mean, 95 % t-interval, relative mean, seeds above; "-" for
+    fewer than 2."""
     seeds = sorted(base.keys() & other.keys())
     if len(seeds) < 2:
         return "-"
@@ -180,7 +182,7 @@ def unseen(arms: Sequence[Arm], metrics: Sequence[str] = ()) -> Table | None:
             cells = []
             for metric in shown:
                 base, own = holders[0].values_at(site, metric), arm.values_at(site, metric)
-                paired = "" if arm is holders[0] or len(base.keys() & own.keys()) < 2 else f"\n{_difference(base, own)}"
+                paired = "" if arm is holders[0] or len(base.keys() & own.keys()) < 2 else f"\n{difference(base, own)}"
                 cells.append((_spread(own) + paired).replace("[", "\\["))
             table.add_row(site, arm.name, str(len(arm.runs)), *cells)
         table.add_section()
