@@ -29,7 +29,7 @@ from fedhpc.config.privacy import ClientPrivacyConfig, RecordPrivacyConfig
 from fedhpc.config.schema import ClassifierConfig, FusionConfig, RunConfig
 from fedhpc.data.batches import BatchMaker
 from fedhpc.data.hdf5 import PackedFile
-from fedhpc.data.public import public_batches
+from fedhpc.data.public import public_batches, public_path
 from fedhpc.data.select import data_spec, public_rows
 from fedhpc.data.tabular import num_columns
 from fedhpc.examples import Scorer, examples_of
@@ -38,7 +38,7 @@ from fedhpc.federation.attack import build_attack
 from fedhpc.federation.checkpoint import Checkpoints
 from fedhpc.federation.cohort import cohort_size, refuse_short_rounds
 from fedhpc.federation.federation import SlotFederation
-from fedhpc.federation.rounds import Run
+from fedhpc.federation.rounds import DATA, Run
 from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
 from fedhpc.models.zoo import build_model, build_networks
 from fedhpc.population import Population, check_losses, populate
@@ -50,9 +50,12 @@ from fedhpc.runtime import Runtime
 
 
 def build(
-    config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path
+    config: RunConfig, packed: PackedFile, runtime: Runtime, run_dir: Path, accept_changes: bool = False
 ) -> tuple[Run, Mapping[ClientId, str], Callable[[], None]]:
     """Every rank calls this; all is the same on every rank but for what it hosts.
+
+    Args:
+        accept_changes: resume on data whose content is another.
 
     Returns:
         The run, names of those that are evaluated, and what closes the report.
@@ -139,12 +142,27 @@ def build(
         examples.scorer.names,
         who.evaluated,
         who.aside,
-        {"versions": versions(), "ranks": runtime.mesh.world, "threads_per_rank": config.runtime.threads_per_rank},
+        {
+            "versions": versions(),
+            "ranks": runtime.mesh.world,
+            "threads_per_rank": config.runtime.threads_per_rank,
+            DATA: checksums(packed, config),
+        },
         runtime.must_stop,
         locate,
         spending,
+        accept_changes,
     )
     return run, who.sites, reporter.close
+
+
+def checksums(packed: PackedFile, config: RunConfig) -> dict[str, str]:
+    """Config key of each packed file that the run reads -> checksum of its content."""
+    path = None if config.public is None else public_path(config.public)
+    if path is None:
+        return {"data.path": packed.checksum}
+    with PackedFile(path) as public:
+        return {"data.path": packed.checksum, "public.path": public.checksum}
 
 
 def build_sums(config: RunConfig, collectives: Collectives, guard: ClientGuard | None = None) -> Sums:

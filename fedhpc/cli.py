@@ -70,7 +70,7 @@ def run(
     """Run a config, or resume it from the last checkpoint in its run folder.
 
     Alone, under torchrun, or with --ranks N. Exit codes: 0 done, 2 a mistake of yours, 70 a rank was lost,
-    75 stopped at a checkpoint (run the same command again).
+    75 stopped at a checkpoint, also by Ctrl-C (run the same command again).
     """
     from fedhpc.process import Stop
     from fedhpc.run_folder import delete_run

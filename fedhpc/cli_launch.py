@@ -97,8 +97,8 @@ def _cluster(given: str, overrides: list[str] | None) -> tuple[AnyCluster, list[
     """The cluster with its overrides, and the overrides that are left for the run."""
     from fedhpc.config.cluster import load_cluster, split_overrides
 
-    of_run, of_cluster = split_overrides(overrides or [])
     with _user_errors():
+        of_run, of_cluster = split_overrides(overrides or [])
         return load_cluster(given, of_cluster), of_run
 
 

@@ -20,7 +20,8 @@ LOOKS, LOOK_S = 3, 0.003  # looks in a row at which all other threads must sleep
 
 
 class Stop:
-    """SIGTERM and SIGUSR2 ask for a checkpoint at the next safe point. A second SIGTERM ends at once.
+    """SIGTERM, SIGUSR2 and SIGINT (Ctrl-C) ask for a checkpoint at the next safe point. A second SIGTERM or SIGINT ends
+    at once.
 
     Made as early as possible, so that a signal during start-up is remembered until there is a safe point.
     """
@@ -28,14 +29,18 @@ class Stop:
     def __init__(self) -> None:
         self.requested = False
         self._since = 0.0
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR2)}
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.requested and number == signal.SIGTERM and now - self._since > ONE_REQUEST_S:
+        if self.requested and number != signal.SIGUSR2 and now - self._since > ONE_REQUEST_S:
             raise SystemExit(128 + number)
         if not self.requested:
             self.requested, self._since = True, now
+            if number == signal.SIGINT:  # somebody waits; print() might be what the signal came upon
+                os.write(
+                    2, b"\nfedhpc: stopping at the end of this round, with a checkpoint; Ctrl-C again stops at once\n"
+                )
 
     def restore(self) -> None:
         for number, handler in self._old.items():

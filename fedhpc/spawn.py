@@ -122,6 +122,10 @@ def _watch(
         return first[1] if first[1] > 0 else EXIT_RANK_LOST
     if all(code == 0 for code in codes):
         return 0
+    at_once = [code for code in codes if code is not None and code - 128 in asked]
+    if at_once:
+        print("fedhpc: stopped at once; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        return at_once[0]
     if EXIT_PREEMPTED not in codes:  # else a rank has said so
         print(
             "fedhpc: asked to stop while the ranks were starting; run the same command again",
@@ -132,8 +136,9 @@ def _watch(
 
 
 def _stopped(code: int, asked: Sequence[int]) -> bool:
-    """Whether a rank ended because it was asked to: at a checkpoint, or so early that it could not catch the signal."""
-    return code == EXIT_PREEMPTED or -code in asked
+    """Whether a rank ended because it was asked to: at a checkpoint, at once when it was asked again, or so early that
+    it could not catch the signal."""
+    return code == EXIT_PREEMPTED or -code in asked or code - 128 in asked
 
 
 def _first_failure(codes: Sequence[int | None], asked: Sequence[int]) -> tuple[int, int] | None:

@@ -80,7 +80,7 @@ class RunTask:
         started = time.perf_counter()
         path = data_path(config)
         with PackedFile(path) as packed:
-            run, sites, close_report = build(config, packed, runtime, self.run_dir)
+            run, sites, close_report = build(config, packed, runtime, self.run_dir, self.accept_changes)
             settle()
             try:
                 per_client = run_rounds(run)

@@ -84,8 +84,9 @@ def check_files(config: RunConfig) -> list[str]:
             continue
         near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
+        under = "" if path.is_absolute() else f" in {Path.cwd()}, where the command was started"
         problems.append(
-            f"{section}.path = {path}: no such file; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
+            f"{section}.path = {path}: no such file{under}; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
             f"or set {section}.phantom: {{}} for generated data"
         )
     for name, encoder in encoders(config.model).items():

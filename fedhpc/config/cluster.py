@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from fedhpc.config.draft import told
 from fedhpc.config.fields import closest, shown
 from fedhpc.config.load import ConfigError, read_validated
+from fedhpc.config.schema import RunConfig
 from fedhpc.config.section import Section
 
 PREFIX = "cluster."  # of overrides that are meant for the cluster file
@@ -129,7 +130,13 @@ def time_s(text: str) -> int | None:
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(those of the run, those of the cluster file without their prefix)."""
+    """(those of the run, those of the cluster file without their prefix).
+
+    Raises ConfigError for a key that only cluster files have.
+    """
+    only_theirs = SlurmCluster.model_fields.keys() - RunConfig.model_fields.keys()
+    if bare := [text for text in overrides if text.partition("=")[0] in only_theirs]:
+        raise ConfigError("overrides", [f"{text}: a key of the cluster; write {PREFIX}{text}" for text in bare])
     mine = [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
     return [text for text in overrides if not text.startswith(PREFIX)], mine
 
@@ -147,7 +154,11 @@ def load_cluster(given: str, overrides: Sequence[str] = ()) -> AnyCluster:
                 return _plain_local(overrides)
             known = sorted({"local", *(file.stem for file in FOLDER.glob("*.yaml"))})
             meant = closest(given, known)
-            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}; or give a file"
+            hint = (
+                f"did you mean {meant}?"
+                if meant
+                else f"there are {', '.join(known)}; copy site.yaml of {FOLDER} to it and fill it in, or give a file"
+            )
             raise ConfigError(f"--cluster {given}", [f"no {named}; {hint}"])
         path = named
     # YAML would read time=24:00:00 as a number, and on a command line quotes are easily lost.

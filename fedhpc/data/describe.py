@@ -54,6 +54,14 @@ def _header(packed: PackedFile, verified: bool) -> RenderableType:
             f"{packed.num_rows} of {len(np.unique(packed.patients()))} patients at {len(packed.site_names)} sites",
         ),
     ]
+    if shared := _at_several_sites(packed):
+        lines.append(
+            (
+                "WARNING",
+                f"{shared} patients have rows at several sites. Where numbers begin anew at each site they are other "
+                "people: put the site before the number (A-17) and pack again",
+            )
+        )
     if shape:
         lines.append(("pictures", f"{shape[0]}x{shape[1]} px, {'grey' if shape[2] == 1 else 'RGB'}"))
     if packed.max_tokens:
@@ -66,8 +74,15 @@ def _header(packed: PackedFile, verified: bool) -> RenderableType:
     if packed.generated:
         lines.append(("GENERATED", "made by a program: not real data"))
     for key, value in lines:
-        table.add_row(Text(key, style="bold red" if key == "GENERATED" else "bold"), Text(value))
+        table.add_row(Text(key, style="bold red" if key in ("GENERATED", "WARNING") else "bold"), Text(value))
     return table
+
+
+def _at_several_sites(packed: PackedFile) -> int:
+    """Patients with rows at more than one site."""
+    patients, site = packed.patients(), packed.read("site")
+    pairs = np.unique(np.stack([np.unique(patients, return_inverse=True)[1], site]), axis=1)
+    return int((np.bincount(pairs[0]) > 1).sum())
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

@@ -293,9 +293,13 @@ def _value_of_patients(
     if mixed.any():
         row = int(np.flatnonzero(mixed)[0])
         one = patients.of_row[row]
+        cure = "choose another column, or kind: dirichlet with this label"
+        if column == "site":
+            cure = ("where numbers begin anew at each site these are two patients: put the site before the number "
+                    f"({values[codes[row]]}-{patients.names[one]}) and pack again, or set kind: iid")  # fmt: skip
         raise ValueError(f"{key} {column!r}: patient '{patients.names[one]}' has rows of "
                          f"{values[value[one]]!r} and of {values[codes[row]]!r}, and patients are never cut between "
-                         "clients: choose another column, or kind: dirichlet with this label")  # fmt: skip
+                         f"clients: {cure}")  # fmt: skip
     lacking = int(patients.size[value < 0].sum())
     if lacking:
         raise ValueError(f"{key} {column!r}: {lacking} rows have no value, and no row may be lost: "

@@ -159,7 +159,10 @@ def load_blocks(folder: Path, like: Blocks) -> dict[str, Block]:
         expected = {f"{b}//{name}": shape for b, block in like.items() for name, shape in whole_shapes(block).items()}
         if expected != stored.shapes:
             odd = sorted(set(expected.items()) ^ set(stored.shapes.items()))[:3]
-            raise OtherModel(f"{folder} holds another model than the config describes; the first differences are {odd}")
+            raise OtherModel(
+                f"{folder} holds another model than the config describes; the first differences are {odd}. Set the "
+                "model that it was trained with, use another --run-dir, or start anew with --fresh"
+            )
         blocks = {b: Block(torch.zeros(block.layout.numel), block.layout) for b, block in like.items()}
         return {b: fill(block, stored, f"{b}//") for b, block in blocks.items()}
 

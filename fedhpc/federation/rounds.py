@@ -15,11 +15,12 @@ from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.interfaces import Algorithm, ClientId, Split
 from fedhpc.privacy.budget import BudgetSpent, Spending
+from fedhpc.run_folder import refuse_other_data
 from fedhpc.runtime import Preempted
 
 __all__ = ["Preempted", "Reporter", "Run", "evaluate", "run_rounds", "summary"]
 
-PRIVACY = "privacy"  # in a checkpoint's loop.json
+PRIVACY, DATA = "privacy", "data"  # in a checkpoint's loop.json
 
 
 class Reporter(Protocol):
@@ -50,6 +51,7 @@ class Run:
     must_stop: Callable[[float | None], bool]  # asked to stop, or no time for another round of this many seconds
     locate: Callable[[str], None]  # tells where we are, for errors
     spending: Spending | None = None  # what rounds cost of differential privacy
+    accept_changes: bool = False  # resume although the data's content is another
 
 
 def run_rounds(run: Run) -> list[dict[str, float]]:
@@ -162,6 +164,8 @@ def _resume(run: Run) -> int:
     if path is None:
         return 0
     loop = run.checkpoints.load_loop(path)
+    if not run.accept_changes:
+        refuse_other_data(path, loop.get(DATA, {}), run.loop_state[DATA])
     for name, block in run.checkpoints.load_shared(path, run.algorithm.shared).items():
         run.algorithm.shared[name].flat.copy_(block.flat)
     kept = run.checkpoints.load_algorithm(path, run.fed.initial)

@@ -6,13 +6,13 @@ Imports neither them nor torch. A test compares what is found with what the libr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from fedhpc.config.blocks import OWN_NETWORKS, encoders
 from fedhpc.config.fields import closest
-from fedhpc.config.schema import EncoderConfig, RunConfig
+from fedhpc.config.schema import ClassifierConfig, EncoderConfig, RunConfig
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\}\)", re.DOTALL)
@@ -41,17 +41,20 @@ def transformers_names() -> frozenset[str]:
 def check_names(config: RunConfig) -> list[str]:
     """A line for each encoder whose name its library does not know."""
     found: list[str] = []
+    own = OWN_NETWORKS if isinstance(config.model, ClassifierConfig) else ()  # other models take timm's alone
     for key, encoder in encoders(config.model).items():
         if key == "text":
             found += _unknown(key, encoder, "transformers has no model type", transformers_names)
         else:
-            found += _unknown(key, encoder, "timm has no network", timm_names)
+            found += _unknown(key, encoder, "timm has no network", timm_names, own)
     return found
 
 
-def _unknown(key: str, encoder: EncoderConfig, what: str, names: Callable[[], frozenset[str]]) -> Iterator[str]:
+def _unknown(
+    key: str, encoder: EncoderConfig, what: str, names: Callable[[], frozenset[str]], own: Sequence[str] = ()
+) -> Iterator[str]:
     name = encoder.name if key == "text" else encoder.name.partition(".")[0]
-    if (key != "text" and encoder.name in OWN_NETWORKS) or _is_location(encoder.name):
+    if encoder.name in own or _is_location(encoder.name):
         return
     known = names()
     if known and name not in known:

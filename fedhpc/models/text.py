@@ -216,9 +216,10 @@ def _local(source: str) -> str:
 
 
 def _unreadable(source: str, error: OSError) -> ValueError:
+    lacking = "" if Path(source).expanduser().is_dir() else f", and there is no folder {source} here"
     return ValueError(
-        f"model.text: cannot load {source}: {error}; give a folder with config.json and model.safetensors, or - on a "
-        f"machine with network - a hub id"
+        f"model.text: cannot load {source}{lacking}: {error}; give a folder with config.json and "
+        "model.safetensors, or - on a machine with network - a hub id"
     )
 
 

@@ -251,7 +251,8 @@ def _create(source: str, config: EncoderConfig, spec: DataSpec, arguments: dict[
             net = timm.create_model(source, **arguments)  # convolutional networks take pictures of any size
     except OSError as error:
         raise ValueError(
-            f"model.image: cannot fetch {source}: {error}; on a node without network set pretrained to a local folder"
+            f"model.image: cannot fetch {source}, and there is no folder {source.removeprefix('hf-hub:')} here: "
+            f"{error}; on a node without network set pretrained to a local folder"
         ) from error
     except (TypeError, RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
         options = ", ".join(config.options) or "none set"

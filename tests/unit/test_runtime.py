@@ -35,26 +35,36 @@ def here(stop: Stop, **fields: Any) -> Runtime:
 
 
 def test_signals_are_remembered_and_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR2)
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
         stop = Stop()
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
         stop.restore()
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR2)) == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_a_second_sigterm_ends_at_once_but_an_echo_does_not(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """srun and Slurm may both pass on what was one request."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_second_request_ends_at_once_but_an_echo_does_not(
+    number: signal.Signals, stop: Stop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun and Slurm may both pass on what was one request; a terminal and torchrun, one Ctrl-C."""
     os.kill(os.getpid(), signal.SIGUSR2)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     monkeypatch.setattr(process, "ONE_REQUEST_S", 0.0)
     os.kill(os.getpid(), signal.SIGUSR2)
     with pytest.raises(SystemExit) as end:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         time.sleep(1.0)
-    assert end.value.code == 128 + signal.SIGTERM
+    assert end.value.code == 128 + number
+
+
+def test_ctrl_c_says_what_happens(stop: Stop, capfd: pytest.CaptureFixture[str]) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+    assert "stopping at the end of this round" in capfd.readouterr().err
 
 
 def test_a_run_stops_when_another_round_could_outlast_the_allocation(stop: Stop) -> None:

@@ -55,6 +55,16 @@ def test_ranks_that_a_forwarded_signal_ends_were_stopped_not_lost(number: signal
     timer.join()
 
 
+def test_ranks_that_were_asked_again_were_stopped_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    assert play(tmp_path, "signal.signal(signal.SIGINT, lambda n, f: sys.exit(128 + n)); time.sleep(100)") == 130
+    said = capsys.readouterr().err
+    assert "stopped at once" in said
+    assert "ended with exit code" not in said
+    timer.join()
+
+
 def test_a_signal_before_the_ranks_began_reaches_them(tmp_path: Path) -> None:
     stop = Stop()
     try:

@@ -217,7 +217,7 @@ def shas(sweep: Path) -> dict[str, str]:
         (("cluster.nodes=3",), ("nodes = 3 but partition debug has 2", "set nodes: 2")),
         (("cluster.partition=short",), ("time = 00:10:00 but partition short allows 00:05:00", 'set time: "00:05:00"')),
         (("cluster.sbatch={nodelist: node7}",), ("Slurm would refuse this job", "node")),
-        (("data.phantom=null", "data.path=nowhere.h5"), ("data.path = nowhere.h5: no such file", "fedhpc pack")),
+        (("data.phantom=null", "data.path=nowhere.h5"), ("data.path = nowhere.h5: no such file in ", "fedhpc pack")),
         (("--run-dir", "/proc/1/runs"), ("the run folder /proc/1/runs cannot be written", "set --run-dir")),
         (("cluster.shared_folders=[/srv]",), ("lies in none of the folders that all nodes see (/srv)", "--run-dir")),
         (("cluster.time=day",), ('"day" is no time', "24:00:00")),

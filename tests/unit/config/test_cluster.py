@@ -131,3 +131,6 @@ def test_overrides_are_told_apart_by_their_prefix() -> None:
         ["rounds=3", "name=cluster.x"],
         ["nodes=2"],
     )
+    with pytest.raises(ConfigError, match=r"nodes=4: a key of the cluster; write cluster\.nodes=4"):
+        split_overrides(["rounds=3", "nodes=4"])
+    assert split_overrides(["partition.num_clients=3"])[1] == [], "both have a partition"

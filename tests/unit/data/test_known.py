@@ -151,6 +151,12 @@ def test_names_of_encoders(packed: Path) -> None:
         "model.image.name = resnet10tt: timm has no network resnet10tt; did you mean resnet10t?",
         "model.text.name = brt: transformers has no model type brt; did you mean bert?",
     ]
+    own = "model={kind: classifier, image: {name: resnet10}}"
+    small = load_config(ROOT / "configs" / "smoke" / "classifier.yaml", [own])
+    assert check_names(small) == []
+    assert check_names(load_config(smoke, ["model.image.name=resnet10"])) == [
+        "model.image.name = resnet10: timm has no network resnet10; did you mean resnet10t?"
+    ]
     places = ["model.image.name=hf-hub:owner/model", f"model.text.name={packed.parent}"]
     assert check_names(load_config(smoke, places)) == []
 

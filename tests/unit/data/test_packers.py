@@ -371,3 +371,11 @@ def test_describe_counts_and_deals(folder: Path) -> None:
     )
     dealt = text_of(describe(folder / "out.h5", config))
     assert "2 clients; training rows by kind" in dealt and "client-1" in dealt
+
+
+def test_describe_warns_of_numbers_that_begin_anew_at_each_site(folder: Path) -> None:
+    pack_table(plan(folder))
+    assert "WARNING" not in text_of(describe(folder / "out.h5"))
+    write(folder / "rows.csv", [{**row, "patient": f"p{k % 20}", "set": ""} for k, row in enumerate(cells())])
+    pack_table(plan(folder, split_column=None, split=(0.6, 0.2, 0.2), out=folder / "anew.h5"))
+    assert "10 patients have rows at several sites" in text_of(describe(folder / "anew.h5"))

@@ -185,8 +185,11 @@ def test_refusals_name_what_to_change() -> None:
         deal(ColumnPartition(kind="column", column="kind"), data)
     data["patient"][:] = "same"
     data["split"][:] = 0
-    with pytest.raises(ValueError, match="patient 'same' has rows of"):
+    with pytest.raises(ValueError, match="patient 'same' has rows of.*choose another column"):
         deal(ColumnPartition(kind="column", column="kind"), data)
+    data["site"][::2] = 1 - data["site"][::2]
+    with pytest.raises(ValueError, match=r"put the site before the number \((east|west)-same\) and pack again"):
+        deal(ColumnPartition(kind="column"), data)
     data["split"][5] = 2
     with pytest.raises(ValueError, match=r"patient 'same'.*two splits"):
         deal(IidPartition(num_clients=1), data)
