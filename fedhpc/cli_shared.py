@@ -47,6 +47,9 @@ def load_run(
             if error.config is None:
                 raise
             resolved, problems = error.config, list(error.problems)
+            if error.is_draft:
+                found = check_files(resolved, is_draft=True) if files else []
+                raise ConfigError(str(config), [*problems, *found]) from error
         if files:
             from fedhpc.data.known import check_packed
 

@@ -75,9 +75,13 @@ def check(config: RunConfig, world_size: int | None = None, is_draft: bool = Fal
     return [line for part in parts for line in told(part, is_draft)]
 
 
-def check_files(config: RunConfig) -> list[str]:
+def check_files(config: RunConfig, is_draft: bool = False) -> list[str]:
     """Files that the run would read and that are not there. Needs the machine that runs it, so it is not in `check`."""
-    problems = []
+    parts = (_missing_data(config), _missing_weights(config))
+    return [line for part in parts for line in told(part, is_draft)]
+
+
+def _missing_data(config: RunConfig) -> Iterator[str]:
     for section, data in (("data", config.data), ("public", config.public)):
         path = None if data is None else data.path
         if data is None or path is None or data.phantom is not None or path.is_file():
@@ -85,19 +89,21 @@ def check_files(config: RunConfig) -> list[str]:
         near = closest(path.name, (file.name for file in path.parent.glob("*.h5"))) if path.parent.is_dir() else None
         hint = f"did you mean {path.parent / near}? Otherwise write" if near else "write"
         under = "" if path.is_absolute() else f" in {Path.cwd()}, where the command was started"
-        problems.append(
+        yield (
             f"{section}.path = {path}: no such file{under}; {hint} it with `fedhpc pack DATASET ... -o {path}`, "
             f"or set {section}.phantom: {{}} for generated data"
         )
+
+
+def _missing_weights(config: RunConfig) -> Iterator[str]:
     for name, encoder in encoders(config.model).items():
         if encoder.pretrained is None or not encoder.pretrained.startswith((".", "/", "~")):
             continue  # a hub id
         if not Path(encoder.pretrained).expanduser().exists():
-            problems.append(
+            yield (
                 f"model.{name}.pretrained = {encoder.pretrained}: no such folder; give one that exists on every node, "
                 "a hub id, or null for random weights"
             )
-    return problems
 
 
 def idle_keys(config: RunConfig) -> dict[str, str]:

@@ -32,12 +32,16 @@ Kind = TypeVar("Kind", bound=Section)
 class ConfigError(ValueError):
     """A config that cannot be run. `problems` has one line for each thing to put right.
 
-    config: as it would be without them, for further checks; None where nothing can stand in for a wrong key.
+    config: as it would be without them, for further checks (None: there is no telling).
+    is_draft: nothing can stand in for a wrong key, so `config` is a draft.
     """
 
-    def __init__(self, source: str, problems: Iterable[str], config: RunConfig | None = None) -> None:
+    def __init__(
+        self, source: str, problems: Iterable[str], config: RunConfig | None = None, is_draft: bool = False
+    ) -> None:
         self.source = source
         self.config = config
+        self.is_draft = is_draft
         self.problems = tuple(dict.fromkeys(problems))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__("\n  ".join([f"{source}: {count}", *self.problems]))
@@ -52,10 +56,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = _read(Path(path), ())
     before = copy.deepcopy(data)
     problems, keys = _override(data, overrides)
-    config, found = _validate(data, _switches(before, data, keys), RunConfig, _check_run)
+    config, found, is_draft = _validate(data, _switches(before, data, keys), RunConfig, _check_run)
     problems += found
-    if problems or config is None:
-        raise ConfigError(str(path), problems, config)
+    if problems:
+        raise ConfigError(str(path), problems, config, is_draft)
     return config
 
 
@@ -74,9 +78,9 @@ def read_validated(
     data = _read(Path(path), ())
     problems, _ = _override(data, overrides)
     root, seen = choose(data)
-    section, found = _validate(data, {}, root, check_)
+    section, found, _ = _validate(data, {}, root, check_)
     problems += [*seen, *found]
-    if problems or section is None:
+    if problems:
         raise ConfigError(str(path), problems)
     return section
 
@@ -225,9 +229,9 @@ def _check_run(config: RunConfig, is_draft: bool) -> list[str]:
 
 def _validate(
     data: dict[str, Any], switches: Mapping[str, Switch], root: type[Kind], check_: Callable[[Kind, bool], list[str]]
-) -> tuple[Kind | None, list[str]]:
-    """The config, or every problem. Behind each problem that can be mended for the moment, looks for further ones;
-    behind the others, for what the remaining keys tell of each other."""
+) -> tuple[Kind, list[str], bool]:
+    """The config, every problem, and whether the config is but a draft. Behind each problem that can be mended for the
+    moment, looks for further ones; behind the others, for what the remaining keys tell of each other."""
     lines: list[str] = []
     mended: list[str] = []
 
@@ -244,12 +248,13 @@ def _validate(
             lines += new(one.line for one in found)
             data, keys = _mend(data, found)
             if not keys:
-                lines += new(check_(cast(Kind, draft(root, data)), True))
-                return None, lines
+                drafted = cast(Kind, draft(root, data))
+                lines += new(check_(drafted, True))
+                return drafted, lines, True
             mended += keys
         else:
             lines += new(check_(config, False))
-            return config, lines
+            return config, lines, False
 
 
 def _mend(data: dict[str, Any], found: Sequence[Problem]) -> tuple[dict[str, Any], list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.config import check, check_files
+from fedhpc.config import ConfigError, check, check_files
 from fedhpc.config.checks import idle_keys
 from fedhpc.config.schema import MeshConfig
 
@@ -284,6 +284,15 @@ def test_missing_data_file_names_the_cure(load: Load, tmp_path: Path) -> None:
     wanted.touch()
     assert check_files(config) == []
     assert check_files(load(f"data.path={tmp_path / 'new.h5'}")) == []  # phantom: generated there
+
+
+def test_a_missing_data_file_is_named_beside_a_mistake_that_nothing_mends(load: Load, tmp_path: Path) -> None:
+    """`rounds` has no default: what is checked further is a draft, without it."""
+    with pytest.raises(ConfigError, match='rounds = "many"') as refused:
+        load("rounds=many", f"data={{path: {tmp_path / 'cells.h5'}}}")
+    assert refused.value.is_draft and refused.value.config is not None
+    [line] = check_files(refused.value.config, is_draft=True)
+    assert "cells.h5: no such file" in line
 
 
 def test_missing_local_weights(load: Load, tmp_path: Path) -> None:

@@ -94,12 +94,19 @@ def test_gradient_reaches_every_parameter(name: str, options: dict[str, object])
         assert [n for n, p in encoder.named_parameters() if p.grad is None or not p.requires_grad] == []
 
 
+@pytest.mark.parametrize("pretrained", ["augreg_in21k", "weights/net.safetensors"])
+def test_weights_that_do_not_say_what_they_are_need_a_name(pretrained: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        EncoderConfig.model_validate({"pretrained": pretrained})
+
+
 def test_head_of_pretrained_weights_is_dropped(folder: Path) -> None:
     assert build(pretrained=str(folder)).removed == ("net.head",)
 
 
 # ---------------------------------------------------------------------------------- weights
 def test_folder_name_serves_as_architecture(timm_model: torch.nn.Module, folder: Path) -> None:
+    assert EncoderConfig(pretrained=str(folder)) == EncoderConfig(name=str(folder), pretrained=str(folder))
     encoder = build(str(folder), pretrained=str(folder)).eval()
     assert torch.equal(encoder(pictures()), timm_model.forward_features(pictures()))
 
