@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,12 +42,14 @@ from fedhpc.federation.federation import SlotFederation
 from fedhpc.federation.rounds import DATA, Run
 from fedhpc.interfaces import Algorithm, Batch, ClientId, DataSpec
 from fedhpc.models.zoo import build_model, build_networks
-from fedhpc.population import Population, check_losses, populate
+from fedhpc.population import Population, check_losses, idle_ranks, populate
 from fedhpc.privacy.secret import noise_source
 from fedhpc.privacy.wiring import build_guard, build_spending
 from fedhpc.report.reporter import RunReporter, SilentReporter
 from fedhpc.report.shown import SHOWN
 from fedhpc.runtime import Runtime
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -75,6 +78,8 @@ def build(
     who = populate(config, packed, spec, device, ranks, own_dir)
     check_losses(algorithm, config.algorithm.name, [who.records[c] for c in who.trainers])
     trainers, cohort = who.trainers, cohort_size(config.cohort, len(who.trainers))
+    if runtime.is_first and (idle := idle_ranks(runtime.mesh, cohort)) is not None:
+        logger.warning(idle)
     # --- what leaves a client, and how
     source = None if config.privacy is None else noise_source(config, packed.checksum, fedhpc.__version__)
     guard = build_guard(config, source, cohort)

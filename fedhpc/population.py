@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fedhpc.client.client import ClientRecord, Rows
+from fedhpc.comm.mesh import Mesh
 from fedhpc.completion.parts import Ranks
 from fedhpc.completion.prepare import Prepared, prepare
 from fedhpc.config.algorithms import POOLED
@@ -145,3 +146,13 @@ def check_losses(algorithm: Algorithm, name: str, trainers: Sequence[ClientRecor
             f"{other}set a partition of fewer, larger clients, or - where clients are sites - "
             f"partition.leave_out: [{sites}]"
         )
+
+
+def idle_ranks(mesh: Mesh, cohort: int) -> str | None:
+    """A warning where more slots were started than clients train in a round (`cohort`): a client trains on one slot."""
+    idle, fit = (mesh.num_slots - cohort) * mesh.shard, cohort * mesh.shard
+    if idle <= 0:
+        return None
+    clients = "1 client trains" if cohort == 1 else f"{cohort} clients train"
+    ranks = "1 rank" if fit == 1 else f"{fit} ranks"
+    return f"{idle} of {mesh.world} ranks have nothing to train: {clients} in a round; {ranks} would train as fast"

@@ -288,3 +288,18 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refuse_other_data(checkpoint: Path, stored: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """stored, now: config key of a packed file -> checksum of its content; of the checkpoint, and of this run.
+
+    Raises ValueError when a file's content is not what the first rounds saw: another split would put rows to the test
+    that have been trained on.
+    """
+    other = [key for key in now if key in stored and stored[key] != now[key]]
+    if other:
+        raise ValueError(
+            f"{checkpoint} was trained on other data: the content of {' and of '.join(other)} has changed since "
+            f"(checksum {stored[other[0]][:12]}, now {now[other[0]][:12]}). Bring the file back, start anew with "
+            "--fresh or in another --run-dir, or resume all the same with --accept-changes"
+        )

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 
 from fedhpc.client.client import DataClient
 from fedhpc.config.schema import RunConfig
-from fedhpc.federation.checkpoint import Checkpoints
+from fedhpc.federation.checkpoint import Checkpoints, refuse_other_data
 from fedhpc.federation.evaluate import summarise
 from fedhpc.federation.federation import SlotFederation
 from fedhpc.interfaces import Algorithm, ClientId, Split
 from fedhpc.privacy.budget import BudgetSpent, Spending
-from fedhpc.run_folder import refuse_other_data
 from fedhpc.runtime import Preempted
 
 __all__ = ["Preempted", "Reporter", "Run", "evaluate", "run_rounds", "summary"]
