@@ -2,7 +2,7 @@
 weights, and FedAvg with as much work as FedDRA. Finished runs are skipped: start it again to go on.
 
     python benchmarks/feddra/ablation.py run OUT DATA [--seeds 11 12 ...]
-    python benchmarks/feddra/ablation.py table OUT [--also RESULTS.json] [--json FILE]
+    python benchmarks/feddra/ablation.py table OUT [--also RESULTS.json] [--base fedavg53] [--json FILE]
 
 OUT/<arm>_<seed> are run folders; --also adds random seeds that were run before (what --json wrote). A part's effect is
 taken over its four pairs of arms that differ in it alone, seed by seed: each run serves all three parts, so they are
@@ -55,11 +55,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(11, 19)))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--also", nargs="*", type=Path, default=[])
+    parser.add_argument(
+        "--base", default="fedavg", choices=list(ARMS), help="of table: what the arms are compared with"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.what == "table":
         runs = read(given.out, given.also)
-        print(arms_table(runs))
+        print(arms_table(runs, given.base))
         print(parts_table(runs))
         if given.json is not None:
             given.json.write_text(json.dumps(document(given.out, runs), indent=1))
@@ -113,9 +116,9 @@ def with_part(arm: str, part: str) -> str:
     return "+".join(p for p in PARTS if p in present)
 
 
-def arms_table(runs: Runs) -> str:
-    """Every arm, and its difference from FedAvg."""
-    lines = ["| arm | seeds | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
+def arms_table(runs: Runs, base: str) -> str:
+    """Every arm, and its difference from `base` on the random seeds that both have."""
+    lines = [f"| less {base} | seeds | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
     for arm, found in runs.items():
         if not found:
             continue
@@ -123,9 +126,9 @@ def arms_table(runs: Runs) -> str:
         for metric in METRICS:
             values = [run[metric] for run in found.values()]
             cell = f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
-            seeds = sorted(found.keys() & runs["fedavg"].keys())
-            if arm != "fedavg" and len(seeds) > 1:
-                cell += f"<br>{told([found[s][metric] - runs['fedavg'][s][metric] for s in seeds])}"
+            seeds = sorted(found.keys() & runs[base].keys())
+            if arm != base and len(seeds) > 1:
+                cell += f"<br>{told([found[s][metric] - runs[base][s][metric] for s in seeds])}"
             cells.append(cell)
         lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
