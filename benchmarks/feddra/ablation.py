@@ -2,6 +2,7 @@
 weights, and FedAvg with as much work as FedDRA. Finished runs are skipped: start it again to go on.
 
     python benchmarks/feddra/ablation.py run OUT DATA [--seeds 11 12 ...]
+    python benchmarks/feddra/ablation.py probe OUT [--arms ...] [--seeds ...]    # linear probes of the finished runs
     python benchmarks/feddra/ablation.py table OUT [--also RESULTS.json] [--base fedavg53] [--json FILE]
 
 OUT/<arm>_<seed> are run folders; --also adds random seeds that were run before (what --json wrote). A part's effect is
@@ -22,7 +23,9 @@ from typing import Any
 
 from fedhpc.report.compare import interval
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "study" / "feddra_a"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "study" / "feddra_a"
+TASK = ROOT / "configs" / "downstream" / "pbc_linear_probe.yaml"
 ANCHOR = ("algorithm.mu=0.1", "algorithm.constraint=sum")
 QUIET = ("checkpoint.every=100000", "checkpoint.keep=1")
 MORE = "fedavg53"
@@ -44,12 +47,14 @@ METRICS = {
     "mean R@5": ("recall_at_5", "mean"),
     "mean macro R@1": ("macro_recall_at_1", "mean"),
 }
+PROBES = {f"probe, {share} %": f"{share} % labels" for share in (1, 10, 100)}  # balanced accuracy, where it was taken
+SHOWN = (*METRICS, *PROBES)
 Runs = dict[str, dict[int, dict[str, float]]]  # arm -> random seed -> metric
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "probe", "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(11, 19)))
@@ -69,7 +74,11 @@ def main() -> None:
         return
     for seed in given.seeds:
         for arm in given.arms:
-            play(given.out / f"{arm}_{seed}", arm, [f"random_seed={seed}", f"data.path={given.data}"])
+            folder = given.out / f"{arm}_{seed}"
+            if given.what == "probe":
+                probe(folder)
+            else:
+                play(folder, arm, [f"random_seed={seed}", f"data.path={given.data}"])
 
 
 def play(folder: Path, arm: str, overrides: Sequence[str]) -> None:
@@ -91,7 +100,29 @@ def play(folder: Path, arm: str, overrides: Sequence[str]) -> None:
     print(folder.name, f"{seconds:.0f} CPU s", flush=True)
 
 
+def probe(folder: Path) -> None:
+    """Cell types from frozen features of a finished run, unless it is done."""
+    if not (folder / "cpu.json").exists() or probes_of(folder):
+        return
+    import torch
+
+    from fedhpc.config.downstream import load_task
+    from fedhpc.downstream.run import evaluate, write_results
+
+    torch.set_num_threads(1)
+    write_results(folder, evaluate(folder, load_task(TASK, ["bootstrap=0"])))
+    print(folder.name, probes_of(folder), flush=True)
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
+def probes_of(folder: Path) -> dict[str, float]:
+    path = folder / "downstream" / "linear_probe_cell_type.json"
+    if not path.is_file():
+        return {}
+    found = {r["setting"]: r["metrics"] for r in json.loads(path.read_text())["results"] if r["scope"] == "all"}
+    return {name: found[setting]["balanced_accuracy"]["value"] for name, setting in PROBES.items()}
+
+
 def read(out: Path, also: Sequence[Path]) -> Runs:
     runs: Runs = {arm: {} for arm in ARMS}
     for file in also:
@@ -100,7 +131,8 @@ def read(out: Path, also: Sequence[Path]) -> Runs:
     for path in sorted(out.glob("*/cpu.json")):
         arm, _, seed = path.parent.name.rpartition("_")
         summary: dict[str, Any] = json.loads((path.parent / "results.json").read_text())["summary"]
-        runs[arm][int(seed)] = {name: summary[metric][kind] for name, (metric, kind) in METRICS.items()}
+        found = {name: summary[metric][kind] for name, (metric, kind) in METRICS.items()}
+        runs[arm][int(seed)] = found | probes_of(path.parent)
     return runs
 
 
@@ -118,15 +150,20 @@ def with_part(arm: str, part: str) -> str:
 
 def arms_table(runs: Runs, base: str) -> str:
     """Every arm, and its difference from `base` on the random seeds that both have."""
-    lines = [f"| less {base} | seeds | " + " | ".join(METRICS) + " |", "|---|---|" + "---|" * len(METRICS)]
+    lines = [f"| less {base} | seeds | " + " | ".join(SHOWN) + " |", "|---|---|" + "---|" * len(SHOWN)]
     for arm, found in runs.items():
         if not found:
             continue
         cells = []
-        for metric in METRICS:
-            values = [run[metric] for run in found.values()]
+        for metric in SHOWN:
+            values = [run[metric] for run in found.values() if metric in run]
+            if not values:
+                cells.append("-")
+                continue
             cell = f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
-            seeds = sorted(found.keys() & runs[base].keys())
+            seeds = [
+                s for s in sorted(found.keys() & runs[base].keys()) if metric in found[s] and metric in runs[base][s]
+            ]
             if arm != base and len(seeds) > 1:
                 cell += f"<br>{told([found[s][metric] - runs[base][s][metric] for s in seeds])}"
             cells.append(cell)
