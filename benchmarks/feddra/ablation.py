@@ -161,11 +161,10 @@ def arms_table(runs: Runs, base: str) -> str:
                 cells.append("-")
                 continue
             cell = f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
-            seeds = [
-                s for s in sorted(found.keys() & runs[base].keys()) if metric in found[s] and metric in runs[base][s]
-            ]
-            if arm != base and len(seeds) > 1:
-                cell += f"<br>{told([found[s][metric] - runs[base][s][metric] for s in seeds])}"
+            shared = [(found[s], runs[base][s]) for s in sorted(found.keys() & runs[base].keys())]
+            changes = [run[metric] - other[metric] for run, other in shared if metric in run and metric in other]
+            if arm != base and len(changes) > 1:
+                cell += f"<br>{told(changes)}"
             cells.append(cell)
         lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
