@@ -6,8 +6,10 @@ timm is imported when an encoder is built, not before: it takes half a second an
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,7 +258,9 @@ def _create(source: str, config: EncoderConfig, spec: DataSpec, arguments: dict[
         ) from error
     except (TypeError, RuntimeError, ValueError, AssertionError, KeyError, AttributeError) as error:
         options = ", ".join(config.options) or "none set"
-        raise ValueError(f"model.image: timm cannot build {source} (options: {options}): {error}") from error
+        raise ValueError(
+            f"model.image: timm cannot build {source} (options: {options}): {error}{_meant(source, str(error))}"
+        ) from error
     built = getattr(net, "pretrained_cfg", {}).get("architecture")
     plain = _location(config.name, "name") is None
     if plain and built not in (None, config.name.partition(".")[0]):
@@ -264,6 +268,22 @@ def _create(source: str, config: EncoderConfig, spec: DataSpec, arguments: dict[
             f"model.image.name: {config.name}, but pretrained: {config.pretrained} holds a {built}; set name: {built}"
         )
     return net
+
+
+def _meant(source: str, error: str) -> str:
+    """An option that the network has, near the one that the error says it does not."""
+    import timm
+
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", error)
+    if unknown is None:
+        return ""
+    try:
+        with torch.device("meta"):
+            known = inspect.signature(type(timm.create_model(source)).__init__).parameters
+    except (RuntimeError, NotImplementedError):  # it computes with its weights
+        return ""
+    near = difflib.get_close_matches(unknown[1], set(known) - {"self", "kwargs"}, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _check_patches(config: EncoderConfig, net: nn.Module, spec: DataSpec) -> None:

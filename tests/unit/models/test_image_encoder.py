@@ -182,6 +182,8 @@ def test_building_moves_no_running_statistics_and_ends_in_train_mode() -> None:
         ({"pretrained": "./nowhere"}, "does not exist"),
         ({"pretrained": "./nowhere.safetensors"}, "does not exist"),
         ({"options": {"wdith": 3}}, "wdith"),
+        ({"options": {"depht": 3}}, "did you mean depth"),
+        ({"name": "resnet10t", "options": {"chanels": [4, 8, 8, 8]}}, "did you mean channels"),
         ({"options": {"in_chans": 3}}, "in_chans is taken from the packed set"),
         ({"options": {"patch_size": 12}}, "12 x 12 do not fill"),
         ({"options": {"embed_dim": 33, "num_heads": 2}}, "cannot build"),
